@@ -1,0 +1,22 @@
+//! The rules of ownership and handoff, without I/O: time, messages, host answers and store answers come in as
+//! events; what to do comes out as actions. The agent, the operator and the model checker run this same code.
+//!
+//! ```text
+//!  ids        who: server, pod, epoch, sequence, handoff
+//!  log        what a record says, what an append may do about a key that exists already, what cleanup may delete
+//!  claim      how a server starts from its log, given an assignment
+//!  source     one handoff, seen from the pod that gives the server away
+//!  target     one handoff, seen from the pod that receives it
+//!  drain      emptying a pod: order, concurrency, retries, breaker, budget
+//!  placement  which pod is eligible, and which of those is best
+//! ```
+
+pub mod claim;
+pub mod drain;
+pub mod ids;
+pub mod log;
+pub mod placement;
+pub mod source;
+pub mod target;
+
+pub use ids::{Epoch, Generation, HandoffId, Instant, PodUid, Sequence, ServerId, ServerUid};
