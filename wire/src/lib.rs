@@ -1,0 +1,19 @@
+//! The protobuf contracts: [`session`] between agents and the operator, [`peer`] between two agents.
+
+/// Messages of a handoff, agent to agent.
+#[allow(missing_docs, clippy::pedantic, clippy::unwrap_used)] // generated; the .proto files are the documentation
+pub mod peer {
+    tonic::include_proto!("durable.peer.v1");
+}
+
+/// Messages of a session, agent to operator.
+#[allow(missing_docs, clippy::pedantic, clippy::unwrap_used)] // generated; the .proto files are the documentation
+pub mod session {
+    tonic::include_proto!("durable.session.v1");
+}
+
+/// The version of both contracts. Peers one apart understand each other.
+pub const PROTOCOL: u32 = 1;
+
+/// Room for one message's envelope beside the state that it bears, bytes.
+pub const ENVELOPE_BYTES: usize = 256 * 1024;
