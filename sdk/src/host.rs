@@ -1,0 +1,119 @@
+//! A host: its types, its servers, and which part answers which call.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, request::Parts};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use tokio::time::timeout;
+
+use crate::{
+    agent::Agent,
+    answer::{Refusal, text},
+    cell::Surroundings,
+    control,
+    listen::{HostError, Listening},
+    observer::Observer,
+    registry::Registry,
+    requests,
+    server::{DurableServer, Kind},
+};
+
+/// JSON numbers are exact below this, in every language.
+const MAX_INSTANCE: u64 = 1 << 53;
+
+/// A program that runs durable servers, to be configured and then [run](Host::run).
+#[must_use]
+pub struct Host {
+    kinds: BTreeMap<&'static str, Arc<Kind>>,
+    observer: Box<dyn Observer>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { kinds: BTreeMap::new(), observer: Box::new(()) }
+    }
+}
+
+impl Host {
+    /// A host of no types yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Runs servers of type `S` too. Of two types with one name, the one given last counts.
+    pub fn serve<S: DurableServer>(mut self) -> Self {
+        self.kinds.insert(S::TYPE, Arc::new(Kind::of::<S>()));
+        self
+    }
+
+    /// Tells `observer` when servers begin and end to serve.
+    pub fn observe(mut self, observer: impl Observer) -> Self {
+        self.observer = Box::new(observer);
+        self
+    }
+
+    /// Opens the socket in `dir`, the volume that is shared with the agent (`/run/durable` unless it says otherwise).
+    pub fn listen(self, dir: impl AsRef<Path>) -> Result<Listening, HostError> {
+        let dir = dir.as_ref();
+        let around = Surroundings {
+            instance: rand::random_range(1..MAX_INSTANCE),
+            agent: Arc::new(Agent::new(dir)),
+            observer: self.observer,
+        };
+        Listening::open(dir, Running { kinds: self.kinds, registry: Registry::default(), around })
+    }
+
+    /// Listens in `dir` and serves until SIGTERM or SIGINT, then ends as [`Listening::serve_until`] does.
+    pub async fn run(self, dir: impl AsRef<Path>) -> Result<(), HostError> {
+        self.listen(dir)?.serve_until_signal().await
+    }
+}
+
+/// A host that listens.
+pub(crate) struct Running {
+    pub kinds: BTreeMap<&'static str, Arc<Kind>>,
+    pub registry: Registry,
+    pub around: Surroundings,
+}
+
+impl Running {
+    /// Answers one call. What was begun is finished even if the caller goes away: a handler that was cut off in the
+    /// middle would leave a state that nobody meant.
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (parts, body) = request.into_parts();
+        let is_control = parts.uri.path().starts_with(control::PREFIX);
+        let max_bytes = if is_control { control::MAX_BODY_BYTES } else { requests::MAX_BODY_BYTES };
+        let answer = match read(body, max_bytes).await {
+            Ok(body) => tokio::spawn(self.dispatch(is_control, parts, body)).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "a call panicked");
+                text(StatusCode::INTERNAL_SERVER_ERROR, "the host panicked in this call")
+            }),
+            Err(refusal) => refusal.into(),
+        };
+        answer.map(Full::new)
+    }
+
+    async fn dispatch(self: Arc<Self>, is_control: bool, parts: Parts, body: Bytes) -> Response<Bytes> {
+        if is_control {
+            control::answer(&self, &parts, body).await.unwrap_or_else(Into::into)
+        } else {
+            requests::answer(&self, parts, body).await.unwrap_or_else(Into::into)
+        }
+    }
+}
+
+async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, Refusal> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    match timeout(requests::BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max_bytes} bytes")))
+        }
+        Ok(Err(error)) => Err(Refusal::bad_request(format!("the body broke off: {error}"))),
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    }
+}
