@@ -1,0 +1,53 @@
+//! The resources that people write and read: [`DurableServerPool`], [`DurableServer`] and [`Handoff`], their
+//! validation, and the resolution of their settings. No client and no decisions: the operator has those.
+//!
+//! - What the schema refuses, it refuses with a sentence that says what to write (`limits`, CEL rules on the fields).
+//! - What slips through all the same (an older schema, a direct write to etcd) is refused by [`settings`] in the same
+//!   terms, so that it ends as a condition on that object alone.
+//! - Defaults live in [`settings`], not in the schema: the API server would write them into objects for ever.
+
+#![allow(clippy::duplicated_attributes, reason = "printer columns share a type; the lint takes that for a repetition")]
+
+mod duration;
+mod generate;
+mod handoff;
+mod limits;
+mod pool;
+mod server;
+pub mod settings;
+mod size;
+
+pub use duration::{Duration, MalformedDuration};
+pub use generate::{all, file_name, to_yaml};
+pub use handoff::{Handoff, HandoffPhase, HandoffSpec, HandoffStatus, Trigger};
+pub use pool::{
+    DurableServerPool, DurableServerPoolSpec, DurableServerPoolStatus, Placement, PoolHandoff, Recovery, S3, SecretRef,
+    Store, SyncPolicy, Transfer, TypeHandoff, TypeOverride,
+};
+pub use server::{
+    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, Phase, ServerHandoff,
+};
+pub use size::{ByteSize, MalformedSize};
+
+/// The API group of all resources.
+pub const GROUP: &str = "durableserver.io";
+
+/// The API version of all resources.
+pub const VERSION: &str = "v1alpha1";
+
+/// The label that puts a pod into a pool; its value is the pool's name.
+pub const POOL_LABEL: &str = "durableserver.io/pool";
+
+/// Types of the conditions in the resources' status.
+pub mod condition {
+    /// Pool, server: the spec can be acted on. `False` names the field and what to write.
+    pub const ACCEPTED: &str = "Accepted";
+    /// Server: a pod has been chosen for it.
+    pub const PLACED: &str = "Placed";
+    /// Server: it serves. Pool: at least one pod can host.
+    pub const READY: &str = "Ready";
+    /// Server: its last sync is in the store, and not older than two sync intervals.
+    pub const DURABLE: &str = "Durable";
+    /// Handoff: it has ended, one way or another.
+    pub const COMPLETE: &str = "Complete";
+}

@@ -1,0 +1,118 @@
+//! What a field may hold. One constant serves both the rule in the schema and the check in [`crate::settings`].
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use kube::core::Rule;
+
+use crate::{duration, size};
+
+/// A pool's name is the value of a label, so it is bounded as one.
+pub(crate) const MAX_POOL_NAME: usize = 63;
+/// Length of the name of a server type.
+pub(crate) const MAX_TYPE_NAME: usize = 63;
+/// Length of the name of a pod, node or Secret; Kubernetes' own bound.
+pub(crate) const MAX_OBJECT_NAME: usize = 253;
+/// Length of a uid; Kubernetes uses 36, static pods less.
+pub(crate) const MAX_UID: usize = 64;
+/// Length of a gap as text.
+pub(crate) const MAX_GAP: usize = 32;
+/// Types with settings of their own in one pool.
+pub(crate) const MAX_TYPES: usize = 64;
+
+/// How often dirty servers are synced.
+pub(crate) const SYNC_INTERVAL: Times = Times::new(Duration::from_secs(1), Duration::from_hours(24));
+/// What the host needs after the drain.
+pub(crate) const HOST_STOP: Times = Times::new(Duration::ZERO, Duration::from_hours(1));
+/// A whole drain.
+pub(crate) const DRAIN: Times = Times::new(Duration::from_secs(1), Duration::from_hours(1));
+/// One handoff, or one freeze.
+pub(crate) const STEP: Times = Times::new(Duration::from_millis(10), Duration::from_mins(10));
+/// Bytes of state: at least one small state must fit.
+pub(crate) const STATE: Sizes = Sizes { min: ("1Ki", 1 << 10), max: ("1Gi", 1 << 30) };
+/// Things done at once.
+pub(crate) const CONCURRENCY: RangeInclusive<u32> = 1..=1_000;
+/// Failures in a row.
+pub(crate) const FAILURES: RangeInclusive<u32> = 1..=1_000;
+/// State-bearing records kept.
+pub(crate) const RECORDS: RangeInclusive<u32> = 1..=100;
+/// Servers in one pod.
+pub(crate) const SERVERS: RangeInclusive<u32> = 1..=10_000;
+
+/// The durations that a field may hold.
+pub(crate) struct Times {
+    min: Duration,
+    max: Duration,
+}
+
+impl Times {
+    const fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max }
+    }
+
+    pub(crate) fn contains(&self, time: Duration) -> bool {
+        (self.min..=self.max).contains(&time)
+    }
+
+    pub(crate) fn sentence(&self) -> String {
+        format!(
+            "write a duration from {} to {}",
+            duration::Duration::from(self.min),
+            duration::Duration::from(self.max)
+        )
+    }
+
+    /// Holds its peace about malformed text, which the type's own rule refuses.
+    pub(crate) fn rule(&self) -> Rule {
+        let (pattern, min, max) = (duration::PATTERN, self.min.as_millis(), self.max.as_millis());
+        let rule = format!(
+            "!self.matches('{pattern}') || (duration(self) >= duration('{min}ms') && duration(self) <= duration('{max}ms'))"
+        );
+        Rule::new(rule).message(self.sentence().as_str())
+    }
+}
+
+/// The sizes that a field may hold: text and bytes.
+pub(crate) struct Sizes {
+    min: (&'static str, u64),
+    max: (&'static str, u64),
+}
+
+impl Sizes {
+    pub(crate) fn contains(&self, bytes: u64) -> bool {
+        (self.min.1..=self.max.1).contains(&bytes)
+    }
+
+    pub(crate) fn sentence(&self) -> String {
+        format!("write a size from {} to {}", self.min.0, self.max.0)
+    }
+
+    pub(crate) fn rule(&self) -> Rule {
+        let (pattern, min, max) = (size::PATTERN, self.min.0, self.max.0);
+        let rule = format!(
+            "!self.matches('{pattern}') || (!quantity(self).isLessThan(quantity('{min}')) && !quantity(self).isGreaterThan(quantity('{max}')))"
+        );
+        Rule::new(rule).message(self.sentence().as_str())
+    }
+}
+
+/// A name of a pool, pod, node or Secret.
+pub(crate) fn object_name() -> Rule {
+    Rule::new("self.matches('^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')")
+        .message("write the object's name: lower-case letters, digits, - and .")
+}
+
+/// A name of a server type, which travels in an HTTP header.
+pub(crate) fn type_name() -> Rule {
+    Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$')")
+        .message("write the type's name as the host describes it: letters, digits, -, _ and .")
+}
+
+/// Of two optional durations in one struct, the first must not exceed the second.
+pub(crate) fn not_longer(first: &str, second: &str) -> Rule {
+    let pattern = duration::PATTERN;
+    let rule = format!(
+        "!has(self.{first}) || !has(self.{second}) || !self.{first}.matches('{pattern}') || !self.{second}.matches('{pattern}') \
+         || duration(self.{first}) <= duration(self.{second})"
+    );
+    Rule::new(rule).message(format!("write a {first} that is not longer than {second}").as_str())
+}
