@@ -335,7 +335,7 @@ impl Drain {
 
     fn start_some(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut kept = Vec::new();
-        for mut waiting in std::mem::take(&mut self.waiting) {
+        for waiting in std::mem::take(&mut self.waiting) {
             if !waiting.job.handoff {
                 if self.stopping.len() < self.limits.stop_concurrency {
                     self.stop(waiting.job.server, StopReason::HandoffOff, actions);
@@ -354,8 +354,7 @@ impl Drain {
                     actions.push(Action::Handoff(waiting.job.server.clone(), target.clone()));
                     self.moving.insert(waiting.job.server.clone(), (waiting, target));
                 }
-                None if self.all_tried(&waiting) => {
-                    waiting.tried.clear();
+                None if self.all_tried(&waiting) && self.stopping.len() < self.limits.stop_concurrency => {
                     self.stop(waiting.job.server, StopReason::AllRejected, actions);
                 }
                 None => kept.push(waiting),

@@ -1,0 +1,274 @@
+//! The drain: order, concurrency, retries, breaker, budget.
+
+use std::time::Duration;
+
+use handoff::{
+    Instant, PodUid, ServerUid,
+    drain::{Action, Candidate, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
+    source::Cause,
+};
+use proptest::prelude::*;
+
+fn at(ms: u64) -> Instant {
+    Instant(Duration::from_millis(ms))
+}
+
+fn uid(n: usize) -> ServerUid {
+    ServerUid(format!("s{n}"))
+}
+
+fn job(n: usize) -> Job {
+    Job { server: uid(n), handoff: true, priority: 0, dirty: false }
+}
+
+fn candidate(pod: &str, newest: bool, load: u32, capacity: u32) -> Candidate {
+    Candidate { pod: PodUid(pod.into()), newest, load, capacity }
+}
+
+fn plan(candidates: Vec<Candidate>) -> Plan {
+    Plan { candidates, more_expected: false }
+}
+
+fn handoffs(actions: &[Action]) -> Vec<(String, String)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Handoff(server, pod) => Some((server.0.clone(), pod.0.clone())),
+            _ => None,
+        })
+        .collect()
+}
+
+fn stops(actions: &[Action]) -> Vec<(String, StopReason)> {
+    actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Stop(server, reason) => Some((server.0.clone(), *reason)),
+            _ => None,
+        })
+        .collect()
+}
+
+fn done(actions: &[Action]) -> Option<Summary> {
+    actions.iter().find_map(|action| match action {
+        Action::Done(summary) => Some(summary.clone()),
+        _ => None,
+    })
+}
+
+const MINUTE: u64 = 60_000;
+
+fn start(jobs: Vec<Job>, standing: Option<Plan>, limits: Limits) -> (Drain, Vec<Action>) {
+    Drain::start(limits, jobs, standing, at(0), at(MINUTE))
+}
+
+#[test]
+fn priority_goes_first_then_what_is_dirty() {
+    let jobs = vec![
+        job(0),
+        Job { dirty: true, ..job(1) },
+        Job { priority: 5, ..job(2) },
+        Job { priority: 5, dirty: true, ..job(3) },
+    ];
+    let (_, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 10)])), Limits::default());
+    let order: Vec<String> = handoffs(&actions).into_iter().map(|(server, _)| server).collect();
+    assert_eq!(order, ["s3", "s2", "s1", "s0"]);
+}
+
+#[test]
+fn no_more_than_the_limit_is_in_flight_and_each_end_begins_another() {
+    let limits = Limits { max_concurrency: 2, ..Limits::default() };
+    let (mut drain, actions) = start((0..3).map(job).collect(), Some(plan(vec![candidate("b", true, 0, 9)])), limits);
+    assert_eq!(handoffs(&actions).len(), 2);
+    let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Moved), at(1));
+    assert_eq!(handoffs(&actions), [("s2".into(), "b".into())]);
+    drain.on(Event::HandoffEnded(uid(1), Ended::Moved), at(2));
+    let actions = drain.on(Event::HandoffEnded(uid(2), Ended::Moved), at(3));
+    assert_eq!(done(&actions).map(|summary| (summary.total, summary.moved)), Some((3, 3)));
+}
+
+#[test]
+fn servers_go_to_the_newest_revision_and_spread_by_load() {
+    let pods = vec![candidate("old", false, 0, 100), candidate("b", true, 1, 100), candidate("c", true, 0, 100)];
+    let (_, actions) = start((0..3).map(job).collect(), Some(plan(pods)), Limits::default());
+    let targets: Vec<String> = handoffs(&actions).into_iter().map(|(_, pod)| pod).collect();
+    assert_eq!(targets, ["c", "b", "c"]);
+}
+
+#[test]
+fn overflow_goes_to_older_pods_when_the_newest_are_full() {
+    let pods = vec![candidate("old", false, 0, 100), candidate("new", true, 0, 1)];
+    let (_, actions) = start((0..3).map(job).collect(), Some(plan(pods)), Limits::default());
+    let targets: Vec<String> = handoffs(&actions).into_iter().map(|(_, pod)| pod).collect();
+    assert_eq!(targets, ["new", "old", "old"]);
+}
+
+#[test]
+fn a_refused_server_is_offered_to_the_next_pod_and_stopped_when_all_refused() {
+    let pods = vec![candidate("b", true, 0, 9), candidate("c", true, 0, 9)];
+    let (mut drain, actions) = start(vec![job(0)], Some(plan(pods)), Limits::default());
+    assert_eq!(handoffs(&actions), [("s0".into(), "b".into())]);
+    let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::Rejected)), at(1));
+    assert_eq!(handoffs(&actions), [("s0".into(), "c".into())]);
+    let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::Rejected)), at(2));
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::AllRejected)]);
+}
+
+#[test]
+fn failures_in_a_row_stop_the_rest_and_a_success_between_forgives_them() {
+    let limits = Limits { max_concurrency: 1, stop_after_failures: 2, ..Limits::default() };
+    let pods = vec![candidate("b", true, 0, 9), candidate("c", true, 0, 9), candidate("d", true, 0, 9)];
+    let (mut drain, _) = start((0..3).map(job).collect(), Some(plan(pods)), limits);
+    drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::Failed)), at(1));
+    drain.on(Event::HandoffEnded(uid(0), Ended::Moved), at(2));
+    drain.on(Event::HandoffEnded(uid(1), Ended::Kept(Cause::Failed)), at(3));
+    let actions = drain.on(Event::HandoffEnded(uid(1), Ended::Kept(Cause::Failed)), at(4));
+    let reasons: Vec<StopReason> = stops(&actions).into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons, [StopReason::TooManyFailures, StopReason::TooManyFailures]);
+}
+
+#[test]
+fn without_a_plan_it_waits_a_second_and_then_stops() {
+    let (mut drain, actions) = start(vec![job(0)], None, Limits::default());
+    assert_eq!(actions, [Action::Wake(at(1000))]);
+    assert!(stops(&drain.on(Event::Tick, at(999))).is_empty());
+    assert_eq!(stops(&drain.on(Event::Tick, at(1000))), [("s0".into(), StopReason::NoTarget)]);
+}
+
+#[test]
+fn with_no_pod_eligible_it_serves_on_only_while_one_is_expected() {
+    let hope = Plan { candidates: vec![], more_expected: true };
+    let (mut drain, actions) = start(vec![job(0)], Some(hope), Limits::default());
+    assert!(stops(&actions).is_empty() && handoffs(&actions).is_empty());
+    let actions = drain.on(Event::Plan(plan(vec![candidate("b", true, 0, 9)])), at(5000));
+    assert_eq!(handoffs(&actions), [("s0".into(), "b".into())]);
+
+    let (_, actions) = start(vec![job(0)], Some(plan(vec![])), Limits::default());
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::NoTarget)]);
+}
+
+#[test]
+fn time_is_kept_back_to_stop_the_rest() {
+    let limits = Limits::default();
+    let hope = Plan { candidates: vec![], more_expected: true };
+    let (mut drain, _) = start((0..100).map(job).collect(), Some(hope), limits);
+    // Two rounds of 50 stops, and the floor.
+    let halt = MINUTE - 2 * 250 - 2000;
+    assert!(stops(&drain.on(Event::Tick, at(halt - 1))).is_empty());
+    let actions = drain.on(Event::Tick, at(halt));
+    assert_eq!(stops(&actions).len(), limits.stop_concurrency);
+    assert_eq!(stops(&actions)[0].1, StopReason::Deadline);
+}
+
+#[test]
+fn while_the_store_is_down_servers_serve_on_and_are_tried_again() {
+    let pods = plan(vec![candidate("b", true, 0, 9)]);
+    let (mut drain, _) = start(vec![job(0)], Some(pods), Limits::default());
+    let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::StoreUnavailable)), at(100));
+    assert!(handoffs(&actions).is_empty() && stops(&actions).is_empty());
+    assert_eq!(handoffs(&drain.on(Event::Tick, at(600))).len(), 1);
+    drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::StoreUnavailable)), at(700));
+    let actions = drain.on(Event::Tick, at(MINUTE - 2250));
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::StoreUnavailable)]);
+    let summary = done(&drain.on(Event::StopEnded(uid(0), false), at(MINUTE)));
+    assert_eq!(summary.map(|summary| summary.failed), Some(1));
+}
+
+#[test]
+fn a_server_with_handoff_off_is_stopped_at_once() {
+    let jobs = vec![Job { handoff: false, ..job(0) }, job(1)];
+    let (_, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 9)])), Limits::default());
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::HandoffOff)]);
+    assert_eq!(handoffs(&actions).len(), 1);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Handoff(usize, u8),
+    Stop(usize, bool),
+    Plan(u32, bool),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..8usize, 0..5u8).prop_map(|(server, how)| Step::Handoff(server, how)),
+        2 => (0..8usize, any::<bool>()).prop_map(|(server, ok)| Step::Stop(server, ok)),
+        1 => (0..3u32, any::<bool>()).prop_map(|(pods, hope)| Step::Plan(pods, hope)),
+        1 => (0..2000u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: no server is moved and stopped at once, bounds hold, and once time is up
+    /// and what was begun has ended, every server is accounted for exactly once.
+    #[test]
+    fn every_server_is_accounted_for_once(steps in prop::collection::vec(step(), 0..60)) {
+        let limits = Limits { max_concurrency: 3, stop_concurrency: 2, ..Limits::default() };
+        let (mut drain, first) = start((0..8).map(job).collect(), None, limits);
+        let (mut moving, mut stopping) = (Vec::new(), Vec::new());
+        let (mut now, mut summary) = (0, None);
+        let mut take = |actions: Vec<Action>, moving: &mut Vec<ServerUid>, stopping: &mut Vec<ServerUid>| {
+            for action in actions {
+                match action {
+                    Action::Handoff(server, _) => {
+                        assert!(!moving.contains(&server) && !stopping.contains(&server));
+                        moving.push(server);
+                    }
+                    Action::Stop(server, _) => {
+                        assert!(!moving.contains(&server) && !stopping.contains(&server));
+                        stopping.push(server);
+                    }
+                    Action::Done(done) => {
+                        assert!(summary.is_none());
+                        summary = Some(done);
+                    }
+                    Action::Wake(_) => {}
+                }
+                assert!(moving.len() <= 3 && stopping.len() <= 2);
+            }
+        };
+        take(first, &mut moving, &mut stopping);
+        for step in steps {
+            let event = match step {
+                Step::Handoff(server, how) => {
+                    let Some(at) = moving.iter().position(|moving| *moving == uid(server)) else { continue };
+                    moving.remove(at);
+                    Event::HandoffEnded(uid(server), match how {
+                        0 | 1 => Ended::Moved,
+                        2 => Ended::Kept(Cause::Rejected),
+                        3 => Ended::Kept(Cause::Failed),
+                        _ => Ended::Kept(Cause::StoreUnavailable),
+                    })
+                }
+                Step::Stop(server, ok) => {
+                    let Some(at) = stopping.iter().position(|stopping| *stopping == uid(server)) else { continue };
+                    stopping.remove(at);
+                    Event::StopEnded(uid(server), ok)
+                }
+                Step::Plan(pods, more_expected) => {
+                    let candidates = (0..pods).map(|n| candidate(&format!("p{n}"), true, 0, 4)).collect();
+                    Event::Plan(Plan { candidates, more_expected })
+                }
+                Step::Wait(ms) => {
+                    now += ms;
+                    Event::Tick
+                }
+            };
+            let actions = drain.on(event, at(now));
+            take(actions, &mut moving, &mut stopping);
+        }
+        while !moving.is_empty() || !stopping.is_empty() || drain.remaining() > 0 {
+            now += MINUTE;
+            let event = match (moving.pop(), stopping.is_empty()) {
+                (Some(server), _) => Event::HandoffEnded(server, Ended::Moved),
+                (None, false) => Event::StopEnded(stopping.remove(0), true),
+                (None, true) => Event::Tick,
+            };
+            let actions = drain.on(event, at(now));
+            take(actions, &mut moving, &mut stopping);
+        }
+        let summary = summary.expect("done");
+        prop_assert_eq!(summary.moved + summary.stopped + summary.failed, 8);
+    }
+}
