@@ -1,0 +1,70 @@
+//! What the agent is told at its start, by flags or by the pod's environment.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+
+/// Starts, syncs and hands off the durable servers of one pod.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "durable-agent", version)]
+pub struct Config {
+    /// Name of this pod.
+    #[arg(long, env = "POD_NAME")]
+    pub pod: String,
+    /// Namespace of this pod.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Uid of this pod.
+    #[arg(long, env = "POD_UID")]
+    pub pod_uid: String,
+    /// Address at which other pods reach this one.
+    #[arg(long, env = "POD_IP")]
+    pub pod_ip: IpAddr,
+    /// Pool that this pod hosts.
+    #[arg(long, env = "DURABLE_POOL")]
+    pub pool: String,
+    /// Where the operator takes sessions, for example `http://durable-server-operator.durable:9443`.
+    #[arg(long, env = "DURABLE_OPERATOR")]
+    pub operator: String,
+    /// The projected service-account token of audience `durable-operator`.
+    #[arg(long, env = "DURABLE_TOKEN", default_value = "/var/run/durable/token/token")]
+    pub token: PathBuf,
+    /// Directory of the host's and the agent's sockets.
+    #[arg(long, env = "DURABLE_DIR", default_value = "/run/durable")]
+    pub dir: PathBuf,
+    /// Port of the gateway for users' requests.
+    #[arg(long, env = "DURABLE_GATEWAY_PORT", default_value_t = 7070)]
+    pub gateway_port: u16,
+    /// Port for other agents.
+    #[arg(long, env = "DURABLE_PEER_PORT", default_value_t = 7071)]
+    pub peer_port: u16,
+    /// Port of health, metrics and the preStop hook.
+    #[arg(long, env = "DURABLE_HOOK_PORT", default_value_t = 7072)]
+    pub hook_port: u16,
+    /// The pod's terminationGracePeriodSeconds.
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", default_value_t = 30)]
+    pub grace_seconds: u64,
+}
+
+/// What the kubelet's own delays may take of the grace period (see the design, section 6).
+pub const GRACE_MARGIN: Duration = Duration::from_secs(3);
+
+impl Config {
+    /// The pod's grace period.
+    #[must_use]
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+
+    /// Socket that the host listens on.
+    #[must_use]
+    pub fn host_socket(&self) -> PathBuf {
+        self.dir.join("host.sock")
+    }
+
+    /// Socket that this agent listens on, for the host.
+    #[must_use]
+    pub fn agent_socket(&self) -> PathBuf {
+        self.dir.join("agent.sock")
+    }
+}

@@ -1,0 +1,236 @@
+//! Pooled HTTP/1.1 connections, to the host and to other gateways.
+//!
+//! A request must not be lost to a connection that its other end has just closed. So a connection that was idle for
+//! longer than [`IDLE`] is never used again, while whoever we talk to keeps idle ones for longer than that; and a
+//! request that did not leave this process is sent again on another connection.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http1::{self, SendRequest},
+    header::{CONNECTION, HeaderMap},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::{Instant, timeout},
+};
+
+/// A connection idle for longer than this is not used again. Shorter than the 5 s after which some HTTP servers that
+/// a host may be written with close theirs, and than the time without requests after which a pod's gateway ends.
+pub const IDLE: Duration = Duration::from_secs(1);
+
+/// How long a connection may take to be made. A lost SYN is repeated only after 1 s: trying again is faster.
+const CONNECT: Duration = Duration::from_millis(250);
+
+/// Idle connections kept to one address.
+const IDLE_PER_ADDRESS: usize = 256;
+
+/// Where a connection goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// The host's unix socket.
+    Socket(Arc<Path>),
+    /// Another gateway.
+    Peer(SocketAddr),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// The request was not handed over.
+    #[error("cannot connect: {0}")]
+    NotSent(String),
+    /// The request was handed over, and may or may not have been processed.
+    #[error("the connection broke before an answer came: {0}")]
+    Broken(String),
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+struct Parked {
+    sender: Sender,
+    since: Instant,
+}
+
+struct Idle {
+    parked: HashMap<Address, VecDeque<Parked>>,
+    swept: Instant,
+}
+
+/// A pool of connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Connections(Arc<Mutex<Idle>>);
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Idle { parked: HashMap::new(), swept: Instant::now() })))
+    }
+}
+
+impl Connections {
+    /// Sends a request and returns the answer as soon as its head is here.
+    pub async fn send(
+        &self,
+        address: &Address,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Lent>, SendError> {
+        while let Some(mut sender) = self.take(address) {
+            match sender.try_send_request(request).await {
+                Ok(answer) => return Ok(self.lend(address, sender, answer)),
+                Err(mut refused) => match refused.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Broken(refused.into_error().to_string())),
+                },
+            }
+        }
+        let mut sender = connect(address).await?;
+        match sender.try_send_request(request).await {
+            Ok(answer) => Ok(self.lend(address, sender, answer)),
+            Err(mut refused) => match refused.take_message() {
+                Some(_) => Err(SendError::NotSent(refused.into_error().to_string())),
+                None => Err(SendError::Broken(refused.into_error().to_string())),
+            },
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Idle> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection used last, so that surplus ones age and go.
+    fn take(&self, address: &Address) -> Option<Sender> {
+        let mut idle = self.idle();
+        let parked = idle.parked.get_mut(address)?;
+        drop_aged(parked, Instant::now());
+        let ready = parked.iter().rposition(|parked| parked.sender.is_ready())?;
+        parked.remove(ready).map(|parked| parked.sender)
+    }
+
+    fn give(&self, address: Address, sender: Sender) {
+        if sender.is_closed() {
+            return;
+        }
+        let now = Instant::now();
+        let mut idle = self.idle();
+        if now - idle.swept > IDLE {
+            idle.swept = now;
+            idle.parked.retain(|_, parked| {
+                drop_aged(parked, now);
+                !parked.is_empty()
+            });
+        }
+        let parked = idle.parked.entry(address).or_default();
+        if parked.len() < IDLE_PER_ADDRESS {
+            parked.push_back(Parked { sender, since: now });
+        }
+    }
+
+    fn lend(&self, address: &Address, sender: Sender, answer: Response<Incoming>) -> Response<Lent> {
+        let lender =
+            (!closes(answer.headers())).then(|| Lender { pool: self.clone(), address: address.clone(), sender });
+        answer.map(|body| Lent { body, ended: false, lender })
+    }
+}
+
+fn drop_aged(parked: &mut VecDeque<Parked>, now: Instant) {
+    while parked.front().is_some_and(|parked| now - parked.since > IDLE) {
+        parked.pop_front();
+    }
+}
+
+fn closes(headers: &HeaderMap) -> bool {
+    headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
+}
+
+async fn connect(address: &Address) -> Result<Sender, SendError> {
+    let connecting = async {
+        match address {
+            Address::Socket(path) => shake(UnixStream::connect(path).await.map_err(not_sent)?).await,
+            Address::Peer(peer) => {
+                let stream = TcpStream::connect(peer).await.map_err(not_sent)?;
+                stream.set_nodelay(true).map_err(not_sent)?;
+                shake(stream).await
+            }
+        }
+    };
+    timeout(CONNECT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(SendError::NotSent(format!("not connected within {CONNECT:?}"))))
+}
+
+async fn shake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Sender, SendError> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_sent)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+// By value for `map_err`.
+#[allow(clippy::needless_pass_by_value)]
+fn not_sent(error: impl ToString) -> SendError {
+    SendError::NotSent(error.to_string())
+}
+
+struct Lender {
+    pool: Connections,
+    address: Address,
+    sender: Sender,
+}
+
+/// The body of an answer. Read to its end it gives its connection back to the pool; dropped earlier it closes it.
+pub struct Lent {
+    body: Incoming,
+    ended: bool,
+    lender: Option<Lender>,
+}
+
+impl Body for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(None) = frame {
+            self.ended = true;
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if (self.ended || self.body.is_end_stream())
+            && let Some(Lender { pool, address, sender }) = self.lender.take()
+        {
+            pool.give(address, sender);
+        }
+    }
+}

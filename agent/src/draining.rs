@@ -1,0 +1,404 @@
+//! Emptying this pod: joins all triggers into one drain, and carries out what [`handoff::drain`] decides.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use crds::Transfer;
+use handoff::{
+    PodUid, ServerUid,
+    drain::{Action, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
+    source,
+};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{self, Instant},
+};
+use wire::session::{self, from_agent};
+
+use crate::{
+    agent::{Agent, Pool, Target},
+    config::GRACE_MARGIN,
+    give::{give, micros},
+    release::release,
+    routes::{Found, Way},
+    servers::{Phase, Server, unix_ms},
+};
+
+/// A standing plan older than this is used only when the operator does not answer with a newer one.
+const PLAN_FRESH: Duration = Duration::from_secs(5);
+
+/// When a hook came and the operator knows of no deletion, the kubelet may have given as little as this.
+const UNANNOUNCED: Duration = Duration::from_secs(10);
+
+/// How long the operator may take to say whether the pod is being deleted.
+const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
+
+/// Progress reports to the operator, at most.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// For the operator to record the end of the drain.
+const SEEN_WAIT: Duration = Duration::from_secs(1);
+
+/// Arrivals and starts under way are awaited this long, so that they are part of the drain.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// What began the drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// The kubelet called the preStop hook.
+    PreStop,
+    /// The agent got SIGTERM.
+    Sigterm,
+    /// The operator said so: it saw the pod's deletionTimestamp, or a person asked.
+    Operator,
+}
+
+impl Trigger {
+    /// The name that reports and metrics use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PreStop => "PreStop",
+            Self::Sigterm => "Sigterm",
+            Self::Operator => "Operator",
+        }
+    }
+}
+
+/// Whether this pod is being emptied, and whether that is over.
+pub struct Draining {
+    begun: AtomicBool,
+    announced: AtomicBool,
+    done: watch::Sender<bool>,
+    seen: watch::Sender<bool>,
+    report: Mutex<Option<session::DrainReport>>,
+}
+
+impl Default for Draining {
+    fn default() -> Self {
+        Self {
+            begun: AtomicBool::new(false),
+            announced: AtomicBool::new(false),
+            done: watch::Sender::new(false),
+            seen: watch::Sender::new(false),
+            report: Mutex::new(None),
+        }
+    }
+}
+
+impl Draining {
+    /// Whether the drain has begun: this pod takes no server any more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// The operator recorded the end of the drain.
+    pub fn was_seen(&self) {
+        self.seen.send_replace(true);
+    }
+
+    /// The newest report, for a session that just opened.
+    #[must_use]
+    pub fn report(&self) -> Option<session::DrainReport> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until every server is somewhere else or stopped.
+    pub async fn finished(&self) {
+        // The sender lives as long as the agent.
+        let _ = self.done.subscribe().wait_for(|done| *done).await;
+    }
+}
+
+/// Begins the drain, or joins the one under way.
+pub fn begin(agent: &Arc<Agent>, trigger: Trigger) {
+    if trigger == Trigger::Operator {
+        agent.draining.announced.store(true, Ordering::SeqCst);
+    }
+    if agent.draining.begun.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    tracing::info!(?trigger, servers = agent.servers.len(), "drain begins");
+    agent.gateway.drain_connections();
+    agent.metrics.drain(trigger.name());
+    crate::session::tell_status(agent);
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let began = Instant::now();
+        if let Ok(pool) = agent.pool() {
+            // What was on its way here when the first round was drawn up goes in another.
+            loop {
+                arrivals(&agent).await;
+                let (running, inbox) = Running::new(&agent, pool.clone(), trigger, began);
+                let deadline = running.deadline;
+                run(running, inbox).await;
+                let late = agent.servers.all().iter().any(|server| server.phase() == Phase::Active);
+                if !late || Instant::now() >= deadline {
+                    break;
+                }
+            }
+        }
+        agent.draining.done.send_replace(true);
+    });
+}
+
+/// Waits for servers that are on their way in: refusing new ones has begun already.
+async fn arrivals(agent: &Arc<Agent>) {
+    let until = Instant::now() + SETTLE;
+    while Instant::now() < until && !(agent.starting.is_empty() && agent.receiving.is_empty()) {
+        time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A drain under way.
+struct Running {
+    agent: Arc<Agent>,
+    pool: Pool,
+    trigger: Trigger,
+    began: Instant,
+    began_at: SystemTime,
+    deadline: Instant,
+    targets: HashMap<PodUid, Target>,
+    events: mpsc::UnboundedSender<Event>,
+    bytes: Arc<Semaphore>,
+    gaps: Arc<Mutex<Vec<u64>>>,
+    reported: Instant,
+}
+
+/// Unit of the semaphore that bounds bytes in flight.
+const KIB: u64 = 1024;
+
+impl Running {
+    fn new(agent: &Arc<Agent>, pool: Pool, trigger: Trigger, began: Instant) -> (Self, mpsc::UnboundedReceiver<Event>) {
+        let (events, inbox) = mpsc::unbounded_channel();
+        let kib = usize::try_from(pool.settings.drain.max_bytes_in_flight / KIB).unwrap_or(usize::MAX);
+        let deadline = began + budget(agent, &pool);
+        let running = Self {
+            agent: agent.clone(),
+            pool,
+            trigger,
+            began,
+            began_at: SystemTime::now(),
+            deadline,
+            targets: HashMap::new(),
+            events,
+            bytes: Arc::new(Semaphore::new(kib.clamp(1, Semaphore::MAX_PERMITS))),
+            gaps: Arc::default(),
+            reported: began,
+        };
+        (running, inbox)
+    }
+}
+
+/// How long the drain may take: the pool's timeout, or what the grace period leaves.
+fn budget(agent: &Arc<Agent>, pool: &Pool) -> Duration {
+    let left = agent.config.grace().saturating_sub(pool.settings.host_stop_time + GRACE_MARGIN);
+    pool.settings.drain.timeout.min(left)
+}
+
+/// Runs one drain of what is here now.
+async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
+    let agent = running.agent.clone();
+    let jobs: Vec<Job> = agent.servers.all().iter().filter(|s| s.phase() == Phase::Active).map(job).collect();
+    let limits = Limits {
+        max_concurrency: usize::try_from(running.pool.settings.drain.max_concurrency).unwrap_or(usize::MAX),
+        stop_after_failures: running.pool.settings.drain.stop_after_failures,
+        ..Limits::default()
+    };
+    let mut plans = agent.plan.subscribe();
+    let standing = running.take_plan(Some(PLAN_FRESH));
+    let now = agent.clock.now();
+    let deadline = now + running.deadline.saturating_duration_since(Instant::now());
+    let (mut drain, mut actions) = Drain::start(limits, jobs, standing, now, deadline);
+    running.report(&drain, "Running", true);
+    let mut unannounced = Some(running.began + ANNOUNCE_WAIT);
+    let stale = running.began + limits.plan_wait / 2;
+    let mut stale_used = false;
+    loop {
+        let mut wake = running.deadline;
+        for action in actions {
+            match action {
+                Action::Handoff(server, target) => running.hand_off(server, &target),
+                Action::Stop(server, reason) => running.stop(server, reason),
+                Action::Wake(at) => wake = agent.clock.at(at),
+                Action::Done(summary) => return running.finish(&drain, &summary).await,
+            }
+        }
+        running.report(&drain, "Running", false);
+        let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
+        let event = tokio::select! {
+            event = inbox.recv() => event.unwrap_or(Event::Tick),
+            Ok(()) = plans.changed() => running.take_plan(None).map_or(Event::Tick, Event::Plan),
+            () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
+        };
+        let mut events = vec![event];
+        if unannounced.is_some_and(|at| at <= Instant::now()) {
+            unannounced = None;
+            events.extend(running.shortened());
+        }
+        if !stale_used && stale <= Instant::now() {
+            stale_used = true;
+            // The operator did not answer: its last word is better than none, and targets check offers themselves.
+            events.extend(running.take_plan(None).map(Event::Plan));
+        }
+        let now = agent.clock.now();
+        actions = events.into_iter().flat_map(|event| drain.on(event, now)).collect();
+    }
+}
+
+fn job(server: &Arc<Server>) -> Job {
+    let held = server.held();
+    Job {
+        server: server.id.uid.clone(),
+        handoff: server.settings.handoff && !server.settings.cordoned,
+        priority: server.settings.priority,
+        dirty: held.last_sync.is_none_or(|at| at.elapsed().is_ok_and(|since| since > Duration::from_secs(1))),
+    }
+}
+
+impl Running {
+    /// The standing plan, if it is not older than `fresh`.
+    fn take_plan(&mut self, fresh: Option<Duration>) -> Option<Plan> {
+        let plan = self.agent.plan.borrow();
+        let standing = plan.as_ref().filter(|plan| fresh.is_none_or(|fresh| plan.at.elapsed() <= fresh))?;
+        self.targets.clone_from(&standing.targets);
+        Some(standing.plan.clone())
+    }
+
+    /// A hook without a deletion that the operator knows of: the kubelet may have given seconds only.
+    fn shortened(&mut self) -> Option<Event> {
+        let announced = self.agent.draining.announced.load(Ordering::SeqCst);
+        if announced || !self.agent.operator.is_open() || self.trigger == Trigger::Operator {
+            return None;
+        }
+        let deadline = self.began + UNANNOUNCED.min(budget(&self.agent, &self.pool));
+        tracing::warn!("no deletion of this pod is known: the drain is cut short");
+        self.deadline = self.deadline.min(deadline);
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Some(Event::Deadline(self.agent.clock.now() + left))
+    }
+
+    fn hand_off(&self, uid: ServerUid, target: &PodUid) {
+        let (Some(server), Some(target)) = (self.agent.servers.get(&uid), self.targets.get(target).cloned()) else {
+            let _ = self.events.send(Event::HandoffEnded(uid, Ended::Gone));
+            return;
+        };
+        let limits = source::Limits {
+            per_server: server.settings.per_server_timeout,
+            freeze: server.settings.freeze_timeout,
+            ..source::Limits::default()
+        };
+        let (agent, events, bytes, gaps) =
+            (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.gaps.clone());
+        let through_store = self.pool.settings.drain.transfer == Transfer::Store;
+        let until = self.deadline;
+        tokio::spawn(async move {
+            let kib = u32::try_from((server.held().state_bytes / KIB).max(4)).unwrap_or(u32::MAX);
+            let _in_flight = bytes.acquire_many(kib).await;
+            let (ended, gap) = if through_store {
+                move_through_store(&agent, &server, until).await
+            } else {
+                give(&agent, &server, target, limits).await
+            };
+            if let Some(gap) = gap {
+                gaps.lock().unwrap_or_else(PoisonError::into_inner).push(micros(gap));
+            }
+            let _ = events.send(Event::HandoffEnded(uid, ended));
+        });
+    }
+
+    fn stop(&self, uid: ServerUid, reason: StopReason) {
+        let Some(server) = self.agent.servers.get(&uid) else {
+            let _ = self.events.send(Event::StopEnded(uid, true));
+            return;
+        };
+        let (agent, events, until) = (self.agent.clone(), self.events.clone(), self.deadline);
+        tokio::spawn(async move {
+            let written = release(&agent, &server, reason.name(), until, false).await;
+            let _ = events.send(Event::StopEnded(uid, written));
+        });
+    }
+
+    fn report(&mut self, drain: &Drain, phase: &str, now: bool) {
+        if now || self.reported.elapsed() >= REPORT_EVERY {
+            self.reported = Instant::now();
+            self.tell(drain.summary(), phase);
+        }
+    }
+
+    fn tell(&self, summary: &Summary, phase: &str) {
+        let complete = phase == "Complete";
+        let gaps = if complete { self.gaps.lock().unwrap_or_else(PoisonError::into_inner).clone() } else { Vec::new() };
+        let report = session::DrainReport {
+            trigger: self.trigger.name().to_owned(),
+            phase: phase.to_owned(),
+            total: count(summary.total),
+            moved: count(summary.moved),
+            stopped: count(summary.stopped),
+            failed: count(summary.failed),
+            reasons: summary.reasons.iter().map(|(reason, n)| (reason.name().to_owned(), count(*n))).collect(),
+            started_unix_ms: unix_ms(self.began_at),
+            ended_unix_ms: if complete { unix_ms(SystemTime::now()) } else { 0 },
+            gaps_us: gaps,
+            blocked_by: blocked_by(&summary.reasons),
+        };
+        *self.agent.draining.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
+        self.agent.operator.tell(from_agent::Body::Drain(report));
+    }
+
+    async fn finish(self, drain: &Drain, summary: &Summary) {
+        let took = self.began.elapsed();
+        tracing::info!(
+            total = summary.total,
+            moved = summary.moved,
+            stopped = summary.stopped,
+            failed = summary.failed,
+            took_ms = micros(took) / 1000,
+            "drain is over"
+        );
+        self.tell(drain.summary(), "Complete");
+        let mut seen = self.agent.draining.seen.subscribe();
+        let _ = time::timeout(SEEN_WAIT, seen.wait_for(|seen| *seen)).await;
+    }
+}
+
+/// The comparison mode: stop, write, read, start. Over when the directory names a new owner.
+async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> (Ended, Option<Duration>) {
+    let began = Instant::now();
+    if !release(agent, server, "TransferStore", until, false).await {
+        return (Ended::Gone, None);
+    }
+    let wait = time::timeout_at(until, elsewhere(agent, &server.id.name));
+    match wait.await {
+        Ok(()) => (Ended::Moved, Some(began.elapsed())),
+        Err(_) => (Ended::Gone, None),
+    }
+}
+
+async fn elsewhere(agent: &Arc<Agent>, name: &str) {
+    loop {
+        let found = agent.routes.find(name);
+        if let Found::Known(route) = &found
+            && matches!(route.way, Way::There { .. })
+        {
+            return;
+        }
+        agent.routes.changed(name, &found).await;
+    }
+}
+
+/// The commonest reason why servers were stopped instead of moved.
+fn blocked_by(reasons: &BTreeMap<StopReason, usize>) -> String {
+    reasons.iter().max_by_key(|(_, n)| **n).map_or_else(String::new, |(reason, _)| reason.name().to_owned())
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

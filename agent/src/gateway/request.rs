@@ -1,0 +1,276 @@
+//! What a request asks.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, StatusCode, Uri,
+    body::{Body, Incoming},
+    header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    http::{request::Parts, uri::PathAndQuery},
+};
+use percent_encoding::percent_decode_str;
+use tokio::time::timeout;
+
+use crate::{
+    gateway::{answer::Refusal, bounds::Buffer},
+    host::header,
+    routes::Stamp,
+};
+
+/// The client wants an answer from this pod's host or none.
+const NO_FORWARD: HeaderName = HeaderName::from_static("durable-no-forward");
+
+/// How many gateways the request came through.
+const HOPS: HeaderName = HeaderName::from_static("durable-hops");
+
+/// Most gateways after the first that a request goes through.
+const MAX_HOPS: u8 = 3;
+
+/// Longest name of a resource.
+const MAX_NAME: usize = 253;
+
+/// How long a client may take to send its body.
+const SEND_BODY: Duration = Duration::from_secs(30);
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// A request, read as far as routing needs it. What is sent on is made anew for every try.
+pub struct Call {
+    /// The server's name.
+    pub name: String,
+    /// Gateways it came through.
+    pub hops: u8,
+    /// Whether it may be sent to another pod.
+    pub forward: bool,
+    method: Method,
+    headers: HeaderMap,
+    whole: PathAndQuery,
+    /// Without the server's name.
+    stripped: PathAndQuery,
+    body: Bytes,
+}
+
+impl Call {
+    /// Reads a request's head.
+    pub fn read(head: Parts) -> Result<Self, Refusal> {
+        let Parts { method, uri, mut headers, .. } = head;
+        let whole = uri.into_parts().path_and_query.ok_or_else(no_server)?;
+        let (name, stripped) = split(&whole)?;
+        // Anyone may say how many hops a request has made: it makes their own request end sooner, and nothing else.
+        let hops = headers.get(&HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(0);
+        let forward = headers.get(&NO_FORWARD).is_none_or(|value| value != "1");
+        strip_connection(&mut headers);
+        headers.remove(EXPECT);
+        strip_ours(&mut headers);
+        Ok(Self { name, hops, forward, method, headers, whole, stripped, body: Bytes::new() })
+    }
+
+    /// Reads the body.
+    pub async fn buffer(&mut self, body: Incoming, max: usize, room: &mut Buffer) -> Result<(), Refusal> {
+        if body.is_end_stream() {
+            return Ok(());
+        }
+        let read = timeout(SEND_BODY, collect(body, max, room)).await;
+        let late = || Refusal::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {SEND_BODY:?}"));
+        self.body = read.map_err(|_| late())??;
+        Ok(())
+    }
+
+    /// The request for this pod's host.
+    pub fn to_host(&self, stamp: &Stamp) -> Request<Full<Bytes>> {
+        let mut request = self.to(&self.stripped);
+        let headers = request.headers_mut();
+        headers.insert(header::SERVER, stamp.server.clone());
+        headers.insert(header::UID, stamp.uid.clone());
+        headers.insert(header::EPOCH, stamp.epoch.clone());
+        request
+    }
+
+    /// The request for another gateway.
+    pub fn to_peer(&self) -> Request<Full<Bytes>> {
+        let mut request = self.to(&self.whole);
+        request.headers_mut().insert(HOPS, HeaderValue::from(u16::from(self.hops) + 1));
+        request
+    }
+
+    /// Whether it has gone through as many gateways as it may.
+    pub fn is_lost(&self) -> bool {
+        self.hops >= MAX_HOPS
+    }
+
+    /// Whether doing it twice does nothing more than doing it once does: only then may it be sent again when the first
+    /// one may have been processed.
+    pub fn is_safe(&self) -> bool {
+        self.method.is_safe()
+    }
+
+    fn to(&self, path: &PathAndQuery) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = Uri::from(path.clone());
+        *request.headers_mut() = self.headers.clone();
+        request
+    }
+}
+
+/// Removes what belongs to one connection and not to the message.
+pub fn strip_connection(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Nobody but agents speaks in these names to a host.
+fn strip_ours(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with("durable-")).cloned() {
+        headers.remove(name);
+    }
+}
+
+fn no_server() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "the first segment of the path names the server: /<server>/<path>")
+}
+
+/// The server's name, and the path that the server is to see.
+fn split(whole: &PathAndQuery) -> Result<(String, PathAndQuery), Refusal> {
+    let path = whole.path().strip_prefix('/').ok_or_else(no_server)?;
+    let (segment, rest) = path.find('/').map_or((path, ""), |slash| path.split_at(slash));
+    let name = percent_decode_str(segment).decode_utf8().map_err(|_| no_server())?;
+    if !is_name(&name) {
+        return Err(no_server());
+    }
+    let control = percent_decode_str(rest).any_segment_is(b".durable");
+    if control {
+        return Err(Refusal::new(
+            StatusCode::NOT_FOUND,
+            "paths with a segment .durable belong to the agent and its host",
+        ));
+    }
+    let from = 1 + segment.len();
+    let stripped = match (rest, whole.query()) {
+        ("", None) => PathAndQuery::from_static("/"),
+        ("", Some(query)) => path_and_query(&format!("/?{query}"))?,
+        _ => path_and_query(&whole.as_str()[from..])?,
+    };
+    Ok((name.into_owned(), stripped))
+}
+
+trait Segments {
+    fn any_segment_is(self, wanted: &[u8]) -> bool;
+}
+
+impl Segments for percent_encoding::PercentDecode<'_> {
+    /// However it is escaped, doubled or dotted: hosts differ in how they read a path.
+    fn any_segment_is(self, wanted: &[u8]) -> bool {
+        let bytes: std::borrow::Cow<'_, [u8]> = self.into();
+        bytes.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| segment.eq_ignore_ascii_case(wanted))
+    }
+}
+
+fn path_and_query(text: &str) -> Result<PathAndQuery, Refusal> {
+    text.parse().map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the path cannot be read"))
+}
+
+/// Whether a resource could have this name.
+fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+        && !name.starts_with(['.', '-'])
+}
+
+async fn collect(mut body: Incoming, max: usize, room: &mut Buffer) -> Result<Bytes, Refusal> {
+    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max} bytes"));
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large());
+    }
+    let mut first = Bytes::new();
+    let mut more = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len().max(more.len()) + data.len() > max {
+            return Err(too_large());
+        }
+        room.take(data.len())?;
+        if first.is_empty() {
+            first = data;
+        } else {
+            if more.is_empty() {
+                more.extend_from_slice(&first);
+            }
+            more.extend_from_slice(&data);
+        }
+    }
+    Ok(if more.is_empty() { first } else { more.freeze() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_the_servers_name_from_the_path() {
+        for (whole, name, stripped) in [
+            ("/lobby", "lobby", "/"),
+            ("/lobby?x=1", "lobby", "/?x=1"),
+            ("/lobby/", "lobby", "/"),
+            ("/lobby/a/b?x=/y", "lobby", "/a/b?x=/y"),
+            ("/l%6Fbby/a%2Fb", "lobby", "/a%2Fb"),
+            ("/lobby//a", "lobby", "//a"),
+        ] {
+            let (found, rest) = split(&whole.parse().unwrap()).unwrap();
+            assert_eq!((found.as_str(), rest.as_str()), (name, stripped), "{whole}");
+        }
+        for whole in ["/", "//a", "/UPPER/a", "/%ff/a", "/.durable/v1/servers", "/-a", "/a%2fb"] {
+            assert!(split(&whole.parse().unwrap()).is_err(), "{whole}");
+        }
+    }
+
+    #[test]
+    fn keeps_users_from_the_hosts_control_calls() {
+        for whole in [
+            "/lobby/.durable/v1/servers/u/stop",
+            "/lobby/%2edurable/v1/describe",
+            "/lobby//.DURABLE/v1",
+            "/lobby/a/../.durable/v1",
+            "/lobby/x%2f.durable%2fv1",
+            "/lobby/.durable",
+        ] {
+            assert!(split(&whole.parse().unwrap()).is_err(), "{whole}");
+        }
+        assert!(split(&"/lobby/.durables?x=/.durable/".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn takes_no_orders_from_clients_in_headers() {
+        let request = Request::get("/lobby/a")
+            .header("durable-uid", "u")
+            .header("durable-epoch", "9")
+            .header("durable-hops", "2")
+            .header("connection", "keep-alive, x-private")
+            .header("x-private", "1")
+            .header("x-kept", "1")
+            .body(())
+            .unwrap();
+        let call = Call::read(request.into_parts().0).unwrap();
+        assert_eq!((call.hops, call.forward), (2, true));
+        assert_eq!(call.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
+        assert_eq!(call.to_peer().headers()["durable-hops"], "3");
+    }
+}

@@ -1,0 +1,288 @@
+//! Where a request goes: to the host, to another gateway, or nowhere until either is known.
+
+use std::{net::SocketAddr, str::FromStr, time::Duration};
+
+use handoff::{Epoch, PodUid, ServerUid};
+use http_body_util::Either;
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{HeaderName, HeaderValue},
+};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    connections::{Address, Lent, SendError},
+    gateway::{
+        Inner,
+        answer::{Payload, Refusal},
+        request::{Call, strip_connection},
+    },
+    host::header,
+    metrics,
+    routes::{Found, Route, Stamp, Way},
+};
+
+/// On an answer: the pod that gave it, by name.
+const POD: HeaderName = HeaderName::from_static("durable-pod");
+
+/// On an answer to another gateway: who owns the server, `<gateway>;<epoch>;<pod uid>;<server uid>`.
+const OWNER: HeaderName = HeaderName::from_static("durable-owner");
+
+/// When a route that did not work is tried again, should it not change before.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// What one try came to.
+enum Tried {
+    /// An answer, by the way it took.
+    Answered(metrics::Way, Response<Lent>),
+    /// The request was not given to the server.
+    NotGiven(String),
+    /// It may have been, or will not be.
+    Failed(Refusal),
+}
+
+/// How long a request has waited, and may.
+#[derive(Default)]
+struct Hold {
+    until: Option<Instant>,
+    waited: Duration,
+}
+
+impl Inner {
+    /// The answer, and the way that it took.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> (metrics::Way, Response<Payload>) {
+        let mut hold = Hold::default();
+        let answered = self.route(request, &mut hold).await;
+        if !hold.waited.is_zero() {
+            self.metrics.hold_time(hold.waited);
+        }
+        match answered {
+            Ok((way, answer)) => {
+                let way = if hold.waited.is_zero() { way } else { metrics::Way::Held };
+                (way, answer.map(Either::Right))
+            }
+            Err(refusal) => (metrics::Way::Refused, refusal.into_response()),
+        }
+    }
+
+    async fn route(
+        &self,
+        request: Request<Incoming>,
+        hold: &mut Hold,
+    ) -> Result<(metrics::Way, Response<Lent>), Refusal> {
+        let (head, body) = request.into_parts();
+        let mut call = Call::read(head)?;
+        let mut room = self.bounds.buffer();
+        call.buffer(body, self.limits.body, &mut room).await?;
+        loop {
+            let found = self.routes.find(&call.name);
+            let tried = match &found {
+                Found::Unknown => return Err(unknown(&call.name)),
+                Found::Known(route) if !call.forward => return self.only_here(&call, route).await,
+                Found::Known(route) => self.attempt(&call, route).await,
+                Found::NotYet => None,
+            };
+            let why = match tried {
+                Some(Tried::Answered(way, answer)) => return Ok((way, answer)),
+                Some(Tried::Failed(refusal)) => return Err(refusal),
+                Some(Tried::NotGiven(why)) => Some(why),
+                None => None,
+            };
+            self.wait(&call.name, &found, why, hold).await?;
+        }
+    }
+
+    /// One try by this route, if it leads anywhere.
+    async fn attempt(&self, call: &Call, route: &Route) -> Option<Tried> {
+        match &route.way {
+            Way::Here(stamp) => Some(self.local(call, stamp, route).await),
+            Way::There { gateway, .. } => Some(self.remote(call, *gateway, route).await),
+            Way::Held | Way::Nowhere => None,
+        }
+    }
+
+    async fn only_here(&self, call: &Call, route: &Route) -> Result<(metrics::Way, Response<Lent>), Refusal> {
+        let place = match &route.way {
+            Way::Here(stamp) => match self.local(call, stamp, route).await {
+                Tried::Answered(way, answer) => return Ok((way, answer)),
+                Tried::Failed(refusal) => return Err(refusal),
+                Tried::NotGiven(why) => format!("is here, but did not take the request ({why})"),
+            },
+            Way::Held => "is here, but starts, stops or moves now".to_owned(),
+            Way::There { pod, gateway } => format!("is at epoch {} in pod {pod}, gateway {gateway}", route.epoch),
+            Way::Nowhere => "is in no pod that this one knows of".to_owned(),
+        };
+        let message = format!("server {} {place}", call.name);
+        Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, message))
+    }
+
+    async fn local(&self, call: &Call, stamp: &Stamp, route: &Route) -> Tried {
+        let mut answer = match self.send(call, self.host.forward(call.to_host(stamp)), "the host").await {
+            Ok(answer) => answer,
+            Err(tried) => return tried,
+        };
+        let not_here =
+            answer.status() == StatusCode::MISDIRECTED_REQUEST && answer.headers().contains_key(header::NOT_HERE);
+        if not_here {
+            return Tried::NotGiven("its host does not serve it now".into());
+        }
+        let headers = answer.headers_mut();
+        headers.insert(header::SERVER, stamp.server.clone());
+        headers.insert(header::EPOCH, stamp.epoch.clone());
+        headers.insert(POD, self.pod.clone());
+        if call.hops > 0
+            && let Ok(owner) = HeaderValue::try_from(Owner::mine(self, route).to_string())
+        {
+            headers.insert(OWNER, owner);
+        }
+        Tried::Answered(metrics::Way::Here, answer)
+    }
+
+    async fn remote(&self, call: &Call, gateway: SocketAddr, route: &Route) -> Tried {
+        if call.is_lost() {
+            return Tried::Failed(Refusal::later(format!(
+                "the request for server {} went through {} gateways and found no owner; try again",
+                call.name,
+                call.hops + 1
+            )));
+        }
+        let address = Address::Peer(gateway);
+        let sending = self.peers.send(&address, call.to_peer());
+        let mut answer = match self.send(call, sending, "the owner's gateway").await {
+            Ok(answer) => answer,
+            Err(tried) => return tried,
+        };
+        let headers = answer.headers_mut();
+        if let Some(owner) = headers.get(OWNER).and_then(Owner::read)
+            && owner.epoch > route.epoch
+        {
+            self.routes.set_there(&call.name, &owner.server, owner.epoch, owner.pod, owner.gateway);
+        }
+        if call.hops == 0 {
+            headers.remove(OWNER);
+        }
+        Tried::Answered(metrics::Way::Forwarded, answer)
+    }
+
+    /// Sends, and judges what a failure means for the request.
+    async fn send(
+        &self,
+        call: &Call,
+        sending: impl Future<Output = Result<Response<Lent>, SendError>>,
+        whom: &str,
+    ) -> Result<Response<Lent>, Tried> {
+        let failed = |status, message| Tried::Failed(Refusal::new(status, message));
+        match timeout(self.limits.answer, sending).await {
+            Ok(Ok(mut answer)) => {
+                strip_connection(answer.headers_mut());
+                Ok(answer)
+            }
+            Ok(Err(SendError::NotSent(why))) => Err(Tried::NotGiven(format!("{whom}: {why}"))),
+            Ok(Err(SendError::Broken(why))) if call.is_safe() => Err(Tried::NotGiven(format!("{whom}: {why}"))),
+            Ok(Err(SendError::Broken(why))) => Err(failed(
+                StatusCode::BAD_GATEWAY,
+                format!("{whom} broke off before it answered ({why}); the request may have been processed"),
+            )),
+            Err(_) => Err(failed(
+                StatusCode::GATEWAY_TIMEOUT,
+                format!("{whom} did not answer within {:?}; the request may have been processed", self.limits.answer),
+            )),
+        }
+    }
+
+    /// Waits for another route, or after a failed try for a moment.
+    async fn wait(&self, name: &str, found: &Found, failed: Option<String>, hold: &mut Hold) -> Result<(), Refusal> {
+        let _place = self.bounds.hold()?;
+        let begin = Instant::now();
+        let until = *hold.until.get_or_insert(begin + self.limits.hold);
+        let pause = if failed.is_some() { until.min(begin + TRY_AGAIN) } else { until };
+        tokio::select! {
+            () = self.routes.changed(name, found) => {}
+            () = sleep_until(pause) => {}
+        }
+        let now = Instant::now();
+        hold.waited += now - begin;
+        if now < until {
+            return Ok(());
+        }
+        let why = failed.unwrap_or_else(|| reason(found).to_owned());
+        Err(Refusal::later(format!("server {name} did not answer within {:?}: {why}; try again", self.limits.hold)))
+    }
+}
+
+fn unknown(name: &str) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, format!("there is no server {name} in this pool"))
+}
+
+fn reason(found: &Found) -> &'static str {
+    match found {
+        Found::Known(route) if route.way == Way::Held => "it starts, stops or moves",
+        Found::Known(_) => "no pod is known to have it",
+        Found::Unknown | Found::NotYet => "this pod does not know yet where servers are",
+    }
+}
+
+/// The owner of a server, as gateways tell each other.
+#[derive(Debug, PartialEq, Eq)]
+struct Owner {
+    gateway: SocketAddr,
+    epoch: Epoch,
+    pod: PodUid,
+    server: ServerUid,
+}
+
+impl Owner {
+    fn mine(inner: &Inner, route: &Route) -> Self {
+        Self {
+            gateway: inner.identity.address,
+            epoch: route.epoch,
+            pod: inner.identity.pod_uid.clone(),
+            server: route.uid.clone(),
+        }
+    }
+
+    fn read(value: &HeaderValue) -> Option<Self> {
+        value.to_str().ok()?.parse().ok()
+    }
+}
+
+impl std::fmt::Display for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{};{};{};{}", self.gateway, self.epoch, self.pod, self.server)
+    }
+}
+
+impl FromStr for Owner {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut parts = text.splitn(4, ';');
+        let mut part = || parts.next().ok_or(());
+        Ok(Self {
+            gateway: part()?.parse().map_err(|_| ())?,
+            epoch: Epoch(part()?.parse().map_err(|_| ())?),
+            pod: PodUid(part()?.to_owned()),
+            server: ServerUid(part()?.to_owned()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_reads_as_it_was_written() {
+        let owner = Owner {
+            gateway: "10.0.0.1:7070".parse().unwrap(),
+            epoch: Epoch(7),
+            pod: PodUid("p-1".into()),
+            server: ServerUid("u-1".into()),
+        };
+        assert_eq!(owner.to_string().parse(), Ok(owner));
+        for text in ["", "10.0.0.1:7070;7;p", "10.0.0.1;7;p;u", "10.0.0.1:7070;x;p;u"] {
+            assert_eq!(text.parse::<Owner>(), Err(()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The client of the host contract (`docs/host-contract.md`).
+
+use std::{
+    fmt::Display,
+    path::Path,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::{Bytes, BytesMut};
+use handoff::{
+    Epoch, ServerId, ServerUid,
+    source::{Final, Mark, State},
+};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Body,
+    header::{HOST, HeaderMap, HeaderName, HeaderValue},
+    http::request::Builder,
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use crate::connections::{Address, Connections, Lent, SendError};
+
+/// Header names of the contract.
+pub mod header {
+    use hyper::header::HeaderName;
+
+    /// `namespace/name` of a server.
+    pub const SERVER: HeaderName = HeaderName::from_static("durable-server");
+    /// Uid of its resource.
+    pub const UID: HeaderName = HeaderName::from_static("durable-uid");
+    /// Ownership term.
+    pub const EPOCH: HeaderName = HeaderName::from_static("durable-epoch");
+    /// On a 421: the request was not given to the server.
+    pub const NOT_HERE: HeaderName = HeaderName::from_static("durable-not-here");
+    pub(super) const TYPE: HeaderName = HeaderName::from_static("durable-type");
+    pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("durable-attempt");
+    pub(super) const CONFIG: HeaderName = HeaderName::from_static("durable-config");
+    pub(super) const MODE: HeaderName = HeaderName::from_static("durable-mode");
+    pub(super) const STATE: HeaderName = HeaderName::from_static("durable-state");
+    pub(super) const STATE_VERSION: HeaderName = HeaderName::from_static("durable-state-version");
+    pub(super) const INSTANCE: HeaderName = HeaderName::from_static("durable-instance");
+    pub(super) const REVISION: HeaderName = HeaderName::from_static("durable-revision");
+    pub(super) const CHECKSUM: HeaderName = HeaderName::from_static("durable-checksum");
+}
+
+/// The contract spoken here.
+const CONTRACT: u32 = 1;
+
+/// Longest sentence of a refusal that is read, bytes.
+const MAX_MESSAGE: u64 = 16 << 10;
+
+/// Longest description and list, bytes: 10,000 servers of some 200 bytes fit several times.
+const MAX_JSON: u64 = 16 << 20;
+
+/// What a uid may bear in a path without escaping.
+const UID: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// Why the host did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// It said no.
+    #[error("the host refused ({}): {message}", status.as_u16())]
+    Refused {
+        /// 404 no such server, 409 not in a phase that allows it, 412 overtaken by a later call, 422 cannot load.
+        status: StatusCode,
+        /// Its sentence.
+        message: String,
+    },
+    /// No answer, and none to be expected from this process of it.
+    #[error("the host cannot be reached: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("the host did not answer within {0:?}")]
+    Timeout(Duration),
+    /// The answer breaks the contract.
+    #[error("the host's answer breaks the contract: {0}")]
+    Invalid(String),
+}
+
+impl From<SendError> for HostError {
+    fn from(error: SendError) -> Self {
+        Self::Unreachable(error.to_string())
+    }
+}
+
+/// A type of server that the host can run.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostType {
+    /// Its name.
+    pub name: String,
+    /// Format that it writes.
+    pub state_version: u32,
+    /// Formats that it reads.
+    pub loads: Vec<u32>,
+}
+
+/// What the host says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Describe {
+    contract: u32,
+    /// Which run of the host this is.
+    pub instance: u64,
+    /// What it can run.
+    pub types: Vec<HostType>,
+}
+
+/// What a server does in the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListedPhase {
+    /// Loaded, serves nothing yet.
+    Standby,
+    /// Serves.
+    Active,
+    /// Serves nothing any more.
+    Frozen,
+}
+
+/// A server that the host has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Listed {
+    /// Resource uid.
+    pub uid: ServerUid,
+    /// `namespace/name`.
+    pub server: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Ownership term.
+    pub epoch: Epoch,
+    /// What it does.
+    pub phase: ListedPhase,
+    /// Count of changes.
+    pub revision: u64,
+}
+
+/// How a server is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It serves at once.
+    Active,
+    /// It is loaded, and serves once activated.
+    Standby,
+}
+
+/// What a start says.
+#[derive(Clone, Copy, Debug)]
+pub struct StartCall<'a> {
+    /// Which server.
+    pub id: &'a ServerId,
+    /// Its type.
+    pub kind: &'a str,
+    /// Ownership term.
+    pub epoch: Epoch,
+    /// Grows with every call.
+    pub attempt: u64,
+    /// Serving or waiting.
+    pub mode: Mode,
+    /// The resource's own configuration.
+    pub config: Option<&'a serde_json::Value>,
+    /// What it starts from; `None` at its very first start.
+    pub state: Option<&'a State<Bytes>>,
+}
+
+/// Answer to a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Snapshot {
+    /// The state is the one asked about.
+    Unchanged(Mark),
+    /// The state now.
+    State(State<Bytes>),
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// The host, over its socket. Cheap to clone.
+#[derive(Clone)]
+pub struct HostClient {
+    connections: Connections,
+    address: Address,
+    max_state: Arc<AtomicU64>,
+}
+
+impl HostClient {
+    /// A client of the host on this socket. A state larger than `max_state` bytes is refused.
+    #[must_use]
+    pub fn new(socket: &Path, max_state: u64) -> Self {
+        Self {
+            connections: Connections::default(),
+            address: Address::Socket(socket.into()),
+            max_state: Arc::new(AtomicU64::new(max_state)),
+        }
+    }
+
+    /// Changes the bound of a state's size, in bytes.
+    pub fn set_max_state(&self, max_state: u64) {
+        self.max_state.store(max_state, Ordering::Relaxed);
+    }
+
+    /// What the host is.
+    pub async fn describe(&self, within: Duration) -> Result<Describe, HostError> {
+        let describe: Describe = self.json("/.durable/v1/describe", within).await?;
+        if describe.contract != CONTRACT {
+            let spoken = describe.contract;
+            return Err(HostError::Invalid(format!(
+                "it speaks contract {spoken}, this agent speaks {CONTRACT}: use an SDK and an agent of one release"
+            )));
+        }
+        Ok(describe)
+    }
+
+    /// What the host has.
+    pub async fn list(&self, within: Duration) -> Result<Vec<Listed>, HostError> {
+        self.json("/.durable/v1/servers", within).await
+    }
+
+    /// Starts a server.
+    pub async fn start(&self, call: &StartCall<'_>, within: Duration) -> Result<Mark, HostError> {
+        let mode = match call.mode {
+            Mode::Active => "active",
+            Mode::Standby => "standby",
+        };
+        let mut request = control(Method::POST, &call.id.uid, "start", call.epoch)
+            .header(header::ATTEMPT, call.attempt)
+            .header(header::SERVER, call.id.to_string())
+            .header(header::TYPE, call.kind)
+            .header(header::MODE, mode);
+        if let Some(config) = call.config {
+            request = request.header(header::CONFIG, BASE64_STANDARD.encode(config.to_string()));
+        }
+        let (request, body) = match call.state {
+            Some(state) => full(request, state),
+            None => (request.header(header::STATE, "none"), Bytes::new()),
+        };
+        self.expect_ok(request, body, within).await?.mark()
+    }
+
+    /// Copies a server's state while it serves, unless it is still the one of `since`.
+    pub async fn snapshot(
+        &self,
+        uid: &ServerUid,
+        epoch: Epoch,
+        since: Option<Mark>,
+        within: Duration,
+    ) -> Result<Snapshot, HostError> {
+        let request = asking_since(control(Method::GET, uid, "snapshot", epoch), since);
+        let answer = self.call(request, Bytes::new(), self.max_state(), within).await?;
+        match answer.status {
+            StatusCode::NOT_MODIFIED => Ok(Snapshot::Unchanged(answer.mark()?)),
+            StatusCode::OK => Ok(Snapshot::State(answer.state()?)),
+            _ => Err(answer.refusal()),
+        }
+    }
+
+    /// Stops a server from changing, and returns its last state.
+    pub async fn freeze(
+        &self,
+        uid: &ServerUid,
+        epoch: Epoch,
+        attempt: u64,
+        since: Option<Mark>,
+        within: Duration,
+    ) -> Result<Final<Bytes>, HostError> {
+        let request = control(Method::POST, uid, "freeze", epoch).header(header::ATTEMPT, attempt);
+        let answer = self.call(asking_since(request, since), Bytes::new(), self.max_state(), within).await?;
+        match answer.status {
+            StatusCode::NO_CONTENT => Ok(Final::Unchanged(answer.mark()?)),
+            StatusCode::OK => Ok(Final::State(answer.state()?)),
+            _ => Err(answer.refusal()),
+        }
+    }
+
+    /// Lets a frozen server serve on.
+    pub async fn thaw(&self, uid: &ServerUid, epoch: Epoch, attempt: u64, within: Duration) -> Result<(), HostError> {
+        let request = control(Method::POST, uid, "thaw", epoch).header(header::ATTEMPT, attempt);
+        self.expect_ok(request, Bytes::new(), within).await.map(drop)
+    }
+
+    /// Lets a standby serve, from its final state. Returns the mark in this host.
+    pub async fn activate(
+        &self,
+        uid: &ServerUid,
+        epoch: Epoch,
+        attempt: u64,
+        last: &Final<Bytes>,
+        within: Duration,
+    ) -> Result<Mark, HostError> {
+        let request = control(Method::POST, uid, "activate", epoch).header(header::ATTEMPT, attempt);
+        let (request, body) = match last {
+            Final::State(state) => full(request, state),
+            Final::Unchanged(mark) => (marked(request.header(header::STATE, "unchanged"), *mark), Bytes::new()),
+        };
+        self.expect_ok(request, body, within).await?.mark()
+    }
+
+    /// Has the host forget a server.
+    pub async fn stop(&self, uid: &ServerUid, epoch: Epoch, attempt: u64, within: Duration) -> Result<(), HostError> {
+        let request = control(Method::POST, uid, "stop", epoch).header(header::ATTEMPT, attempt);
+        self.expect_ok(request, Bytes::new(), within).await.map(drop)
+    }
+
+    /// Passes a user's request on. The answer's body is streamed.
+    pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
+        self.connections.send(&self.address, request).await
+    }
+
+    fn max_state(&self) -> u64 {
+        self.max_state.load(Ordering::Relaxed)
+    }
+
+    async fn json<T: for<'de> Deserialize<'de>>(&self, path: &str, within: Duration) -> Result<T, HostError> {
+        let answer = self.call(Request::get(path), Bytes::new(), MAX_JSON, within).await?;
+        if answer.status != StatusCode::OK {
+            return Err(answer.refusal());
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| HostError::Invalid(format!("{path}: {error}")))
+    }
+
+    async fn expect_ok(&self, request: Builder, body: Bytes, within: Duration) -> Result<Answer, HostError> {
+        let answer = self.call(request, body, MAX_MESSAGE, within).await?;
+        if answer.status == StatusCode::OK { Ok(answer) } else { Err(answer.refusal()) }
+    }
+
+    async fn call(
+        &self,
+        request: Builder,
+        body: Bytes,
+        max_answer: u64,
+        within: Duration,
+    ) -> Result<Answer, HostError> {
+        let request = request
+            .header(HOST, HeaderValue::from_static("durable"))
+            .body(Full::new(body))
+            .map_err(|error| HostError::Invalid(format!("the call cannot be written as HTTP: {error}")))?;
+        let exchange = async {
+            let (head, body) = self.connections.send(&self.address, request).await?.into_parts();
+            let body = read(body, max_answer).await?;
+            Ok(Answer { status: head.status, headers: head.headers, body })
+        };
+        timeout(within, exchange).await.unwrap_or(Err(HostError::Timeout(within)))
+    }
+}
+
+impl Answer {
+    fn refusal(self) -> HostError {
+        if !self.status.is_client_error() && !self.status.is_server_error() {
+            return HostError::Invalid(format!("status {} is no answer to this call", self.status));
+        }
+        let length = self.body.len().min(usize::try_from(MAX_MESSAGE).unwrap_or(usize::MAX));
+        let message = String::from_utf8_lossy(&self.body[..length]).trim().to_owned();
+        HostError::Refused { status: self.status, message }
+    }
+
+    fn mark(&self) -> Result<Mark, HostError> {
+        Ok(Mark {
+            instance: self.number(&header::INSTANCE)?,
+            revision: self.number(&header::REVISION)?,
+            checksum: self.number(&header::CHECKSUM)?,
+        })
+    }
+
+    fn state(self) -> Result<State<Bytes>, HostError> {
+        let mark = self.mark()?;
+        let actual = crc32fast::hash(&self.body);
+        if actual != mark.checksum {
+            return Err(HostError::Invalid(format!(
+                "{} says {}, the body's CRC-32 is {actual}",
+                header::CHECKSUM,
+                mark.checksum
+            )));
+        }
+        Ok(State { mark, version: self.number(&header::STATE_VERSION)?, body: self.body })
+    }
+
+    fn number<T: FromStr<Err: Display>>(&self, name: &HeaderName) -> Result<T, HostError> {
+        let value = self.headers.get(name).ok_or_else(|| HostError::Invalid(format!("{name} is missing")))?;
+        let text = value.to_str().map_err(|error| HostError::Invalid(format!("{name}: {error}")))?;
+        text.parse().map_err(|error| HostError::Invalid(format!("{name} is {text:?}: {error}")))
+    }
+}
+
+fn control(method: Method, uid: &ServerUid, verb: &str, epoch: Epoch) -> Builder {
+    let uid = utf8_percent_encode(&uid.0, UID);
+    Request::builder().method(method).uri(format!("/.durable/v1/servers/{uid}/{verb}")).header(header::EPOCH, epoch.0)
+}
+
+fn full(request: Builder, state: &State<Bytes>) -> (Builder, Bytes) {
+    let request = request.header(header::STATE, "full").header(header::STATE_VERSION, state.version);
+    (marked(request, state.mark), state.body.clone())
+}
+
+fn marked(request: Builder, mark: Mark) -> Builder {
+    request
+        .header(header::INSTANCE, mark.instance)
+        .header(header::REVISION, mark.revision)
+        .header(header::CHECKSUM, mark.checksum)
+}
+
+fn asking_since(request: Builder, since: Option<Mark>) -> Builder {
+    match since {
+        Some(mark) => request.header(header::INSTANCE, mark.instance).header(header::REVISION, mark.revision),
+        None => request,
+    }
+}
+
+async fn read(mut body: Lent, max: u64) -> Result<Bytes, HostError> {
+    let too_large = || HostError::Invalid(format!("the body is larger than {max} bytes"));
+    let expected = body.size_hint().lower();
+    if expected > max {
+        return Err(too_large());
+    }
+    let mut collected = BytesMut::with_capacity(usize::try_from(expected).unwrap_or(0));
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| HostError::Unreachable(format!("the answer broke off: {error}")))?;
+        if let Ok(data) = frame.into_data() {
+            if collected.len() as u64 + data.len() as u64 > max {
+                return Err(too_large());
+            }
+            collected.extend_from_slice(&data);
+        }
+    }
+    Ok(collected.freeze())
+}

@@ -1,0 +1,33 @@
+//! The node agent: the sidecar that starts, syncs, hands off and stops the servers of one pod's host.
+//!
+//! ```text
+//!  session ──orders──► start, draining, release          operator's word
+//!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
+//!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
+//!  sync, cleanup                                         snapshots of what changed; old records
+//!  gateway, routes                                       users' requests, wherever the server is
+//!  host                                                  client of the host contract
+//!  agent                                                 what all of them share
+//! ```
+
+pub mod agent;
+pub mod cleanup;
+pub mod config;
+pub mod connections;
+pub mod draining;
+pub mod gateway;
+pub mod give;
+pub mod hooks;
+pub mod host;
+pub mod metrics;
+pub mod peer;
+pub mod receive;
+pub mod recover;
+pub mod release;
+pub mod routes;
+pub mod servers;
+pub mod session;
+pub mod socket;
+pub mod start;
+pub mod store_setup;
+pub mod sync;

@@ -1,0 +1,143 @@
+//! `durable-agent`: see the library for what it does; this file only starts and ends it.
+
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+use agent::{
+    agent::Agent,
+    cleanup,
+    config::{Config, GRACE_MARGIN},
+    draining::{self, Trigger},
+    gateway::{Gateway, Identity, Limits},
+    hooks,
+    host::HostClient,
+    metrics::Metrics,
+    peer, recover,
+    routes::Routes,
+    session, socket, sync,
+};
+use anyhow::Context;
+use clap::Parser;
+use handoff::PodUid;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    task::JoinHandle,
+    time::{self, Instant},
+};
+
+/// The largest state until the pool's settings say otherwise, bytes.
+const MAX_STATE: u64 = 64 << 20;
+
+/// For answers under way when the time is over.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// After the drain, requests that come by a Service that has not noticed yet are still passed on: this long after
+/// the last of them, the pod may go. Endpoints take up to about a second to change on every node.
+const QUIET: Duration = Duration::from_millis(1500);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    init_logs();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider is installed already"))?;
+    let me = PodUid(config.pod_uid.clone());
+    let metrics = Metrics::new().context("metrics")?;
+    let routes = Routes::new(me);
+    let host = HostClient::new(&config.host_socket(), MAX_STATE);
+    let identity = Identity {
+        pod: config.pod.clone(),
+        pod_uid: PodUid(config.pod_uid.clone()),
+        address: SocketAddr::new(config.pod_ip, config.gateway_port),
+    };
+    let gateway = Gateway::new(identity, Limits::default(), routes.clone(), host.clone(), metrics.clone());
+    let agent = Agent::new(config, routes, gateway, host, metrics);
+    let gateway = listen(&agent).await?;
+    tokio::spawn(recover::watch_host(agent.clone()));
+    tokio::spawn(begin(agent.clone()));
+    tokio::spawn(sync::run(agent.clone()));
+    tokio::spawn(cleanup::run(agent.clone()));
+    terminated().await?;
+    end(&agent, gateway).await;
+    Ok(())
+}
+
+fn init_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+}
+
+/// Listens on everything. The gateway's task ends after its shutdown, when the last answer is out.
+async fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
+    let config = &agent.config;
+    let gateway = bind(config.gateway_port).await?;
+    let serving = agent.clone();
+    let served = tokio::spawn(async move { serving.gateway.serve(gateway).await });
+    let peers = bind(config.peer_port).await?;
+    tokio::spawn(peer::serve(agent.clone(), peers));
+    let hooks = bind(config.hook_port).await?;
+    tokio::spawn(axum::serve(hooks, hooks::router(agent.clone())).into_future());
+    let socket = bind_socket(&config.agent_socket())?;
+    tokio::spawn(axum::serve(socket, socket::router(agent.clone())).into_future());
+    Ok(served)
+}
+
+async fn bind(port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    TcpListener::bind(address).await.with_context(|| format!("port {port} cannot be listened on"))
+}
+
+/// Both containers of the pod run as users of their own, hence the mode.
+fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("an old {} cannot be removed", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("{} cannot be listened on", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("the mode of {} cannot be set", path.display()))?;
+    Ok(listener)
+}
+
+/// Sessions begin once the host answered, and what an earlier run of this agent left in it was seen to: the first
+/// inventory must be true.
+async fn begin(agent: Arc<Agent>) {
+    let mut described = agent.described.subscribe();
+    if described.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    let leftovers = recover::freeze_leftovers(&agent).await;
+    tokio::spawn(recover::release_leftovers(agent.clone(), leftovers));
+    session::run(agent).await;
+}
+
+async fn terminated() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// The drain, then requests until none come, then out.
+async fn end(agent: &Arc<Agent>, gateway: JoinHandle<()>) {
+    let latest = Instant::now() + agent.config.grace().saturating_sub(GRACE_MARGIN);
+    draining::begin(agent, Trigger::Sigterm);
+    agent.draining.finished().await;
+    let quiet = || {
+        let last = agent.gateway.last_request();
+        agent.gateway.in_flight() == 0 && last.is_none_or(|last| last.elapsed() >= QUIET)
+    };
+    while Instant::now() < latest && !quiet() {
+        time::sleep(Duration::from_millis(50)).await;
+    }
+    agent.gateway.shutdown();
+    let _ = time::timeout_at(latest + LAST_ANSWERS, gateway).await;
+    tracing::info!("agent ends");
+}

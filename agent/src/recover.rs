@@ -1,0 +1,147 @@
+//! Watching the host, and making good after it, or this agent, was restarted.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use handoff::{
+    Sequence, ServerId,
+    log::{Authority, Header, Kind},
+    source::Final,
+};
+use store::{Body, Draft, Log};
+use tokio::time::{self, Instant};
+use wire::session::gone::How;
+
+use crate::{
+    agent::{APPEND, Agent, HOST_CALL},
+    host::{HostError, Listed, ListedPhase},
+    servers::Phase,
+};
+
+/// Between two looks at the host.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// At once when the host is not there yet: a pod is Ready sooner.
+const LOOK_FIRST: Duration = Duration::from_millis(50);
+
+/// Watches the host, for ever. A host that is another process than before has none of its servers.
+pub async fn watch_host(agent: Arc<Agent>) {
+    loop {
+        let known = agent.described.borrow().as_ref().map(|host| host.instance);
+        match agent.host.describe(HOST_CALL).await {
+            Ok(host) => {
+                if known != Some(host.instance) {
+                    tracing::info!(instance = host.instance, types = host.types.len(), "host answers");
+                    if agent.host_instance(host.instance) {
+                        lost(&agent);
+                    }
+                }
+                agent.described.send_if_modified(|described| {
+                    let changed = described.as_ref() != Some(&host);
+                    *described = Some(host);
+                    changed
+                });
+            }
+            Err(error) => {
+                if known.is_some() {
+                    tracing::warn!(%error, "host does not answer");
+                }
+                agent.described.send_if_modified(|described| described.take().is_some());
+            }
+        }
+        let absent = agent.described.borrow().is_none();
+        time::sleep(if absent { LOOK_FIRST } else { LOOK }).await;
+    }
+}
+
+/// The host process that ran these servers is gone, and they with it. Nobody serves them at these epochs again.
+fn lost(agent: &Arc<Agent>) {
+    for server in agent.servers.all() {
+        let agent = agent.clone();
+        tokio::spawn(async move {
+            let _turn = server.turn.lock().await;
+            if agent.servers.get(&server.id.uid).is_some() && server.phase() == Phase::Active {
+                agent.gone(&server, How::Disclaimed, "the host was restarted", None);
+            }
+        });
+    }
+}
+
+/// What the host still ran from an earlier run of this agent, frozen.
+pub struct Leftover {
+    server: Listed,
+    last: Result<Final<Bytes>, HostError>,
+}
+
+/// Before the first session: nothing that this agent does not hold may serve, so that its inventory is true.
+pub async fn freeze_leftovers(agent: &Arc<Agent>) -> Vec<Leftover> {
+    let listed = agent.host.list(HOST_CALL).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the host does not list its servers");
+        Vec::new()
+    });
+    let mut leftovers = Vec::new();
+    for server in listed {
+        let attempt = agent.next_attempt();
+        let last = agent.host.freeze(&server.uid, server.epoch, attempt, None, HOST_CALL).await;
+        leftovers.push(Leftover { server, last });
+    }
+    leftovers
+}
+
+/// Once the store is known: what was left is released with its state, so that it is started again from there.
+pub async fn release_leftovers(agent: Arc<Agent>, leftovers: Vec<Leftover>) {
+    if agent.pool.subscribe().wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    for Leftover { server, last } in leftovers {
+        match leftover(&agent, &server, last).await {
+            Ok(()) => {
+                tracing::info!(server = server.server, epoch = server.epoch.0, "released what an earlier agent had");
+            }
+            Err(error) => {
+                tracing::error!(server = server.server, error = format!("{error:#}"), "leftover server not released");
+            }
+        }
+        let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
+        if let Err(error) = stopped {
+            tracing::error!(server = server.server, %error, "leftover server not stopped");
+        }
+    }
+}
+
+async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
+    if listed.phase == ListedPhase::Standby {
+        return Ok(());
+    }
+    let (namespace, name) = listed.server.split_once('/').unwrap_or_default();
+    let id = ServerId { namespace: namespace.into(), name: name.into(), uid: listed.uid.clone() };
+    let pool = agent.pool().map_err(anyhow::Error::msg)?;
+    let log = agent.open_log(&pool, &id)?;
+    let newest = log.read_newest(Sequence::NONE).await?.map(|newest| newest.header);
+    let Some(newest) = newest.filter(|newest| newest.epoch == listed.epoch) else {
+        anyhow::bail!("the log is of another epoch");
+    };
+    append_last(agent, &log, listed, &newest, last?).await
+}
+
+/// A frozen server whose newest record is our own Grant may have been sent: the Grant is repeated with the state, and
+/// its target asked. Any other is released.
+async fn append_last(
+    agent: &Arc<Agent>,
+    log: &Log,
+    listed: &Listed,
+    newest: &Header,
+    last: Final<Bytes>,
+) -> anyhow::Result<()> {
+    let granted = newest.grantee().map(|grantee| grantee.handoff);
+    let sent = listed.phase == ListedPhase::Frozen && granted.is_some();
+    let body = match last {
+        Final::State(state) => Body::State(store::State { version: state.version, body: state.body }),
+        Final::Unchanged(_) => Body::At { sequence: newest.state_at, version: newest.state_version },
+    };
+    let kind = if sent { newest.kind.clone() } else { Kind::Release };
+    let draft = Draft { epoch: listed.epoch, kind, writer: agent.me.clone(), body };
+    let authority = Authority::Owner { epoch: listed.epoch, granted };
+    log.append(&authority, draft, newest.sequence, Instant::now() + APPEND).await?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Stopping a server gracefully: freeze, write its last state as a Release, stop.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use handoff::{
+    Epoch,
+    log::{Authority, Kind},
+    source::{Final, State},
+};
+use store::{AppendError, Body, Draft};
+use tokio::time::{self, Instant};
+use wire::session::{self, gone::How};
+
+use crate::{
+    agent::{Agent, HOST_CALL},
+    servers::{Phase, Server, server_id},
+};
+
+/// How long an ordered stop keeps trying to write the last state.
+const ORDERED: time::Duration = time::Duration::from_secs(30);
+
+/// Between two tries of a Release that the store did not take.
+const RETRY: time::Duration = time::Duration::from_millis(250);
+
+/// Stops a server for good, here. `true`: its last state is in the store. Ends by `until`, then without.
+/// With `tombstone`, the log is closed: nobody claims over it.
+pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, until: Instant, tombstone: bool) -> bool {
+    let _turn = server.turn.lock().await;
+    let held = server.held();
+    if held.phase != Phase::Active || agent.servers.get(&server.id.uid).is_none() {
+        return true;
+    }
+    server.update(|held| held.phase = Phase::Stopping);
+    agent.routes.hold(&server.id);
+    let last = freeze(agent, server).await;
+    let written = match last {
+        Some(last) => write(agent, server, last, until, tombstone).await,
+        None => Err("the host did not give its last state".into()),
+    };
+    let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), HOST_CALL).await;
+    if let Err(error) = stopped {
+        tracing::warn!(server = %server.id, %error, "the host did not stop a released server");
+    }
+    match &written {
+        Ok(How::Released) => server.update(|held| held.handed_off = true),
+        Ok(_) => {}
+        Err(error) => tracing::error!(server = %server.id, %error, "a server stopped without its last state written"),
+    }
+    agent.gone(
+        server,
+        *written.as_ref().unwrap_or(&How::Disclaimed),
+        written.as_ref().err().map_or(reason, |e| e),
+        None,
+    );
+    written.is_ok()
+}
+
+async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>) -> Option<Final<Bytes>> {
+    let held = server.held();
+    let frozen = agent.host.freeze(
+        &server.id.uid,
+        held.epoch,
+        agent.next_attempt(),
+        held.synced,
+        server.settings.freeze_timeout,
+    );
+    match frozen.await {
+        Ok(last) => Some(last),
+        Err(error) => {
+            tracing::warn!(server = %server.id, %error, "freeze failed");
+            None
+        }
+    }
+}
+
+async fn write(
+    agent: &Arc<Agent>,
+    server: &Arc<Server>,
+    last: Final<Bytes>,
+    until: Instant,
+    tombstone: bool,
+) -> Result<How, String> {
+    let held = server.held();
+    let authority = Authority::Owner { epoch: held.epoch, granted: held.granted };
+    let state: Option<State<Bytes>> = match last {
+        Final::State(state) => Some(state),
+        // The store has it already: the Release points there.
+        Final::Unchanged(_) => None,
+    };
+    loop {
+        let draft = Draft {
+            epoch: held.epoch,
+            kind: if tombstone { Kind::Tombstone } else { Kind::Release },
+            writer: agent.me.clone(),
+            body: state.as_ref().map_or_else(
+                || held.state_at(),
+                |state| Body::State(store::State { version: state.version, body: state.body.clone() }),
+            ),
+        };
+        match server.log.append(&authority, draft, held.sequence, until).await {
+            Ok(header) => {
+                server.wrote(&header, state.map(|state| state.mark));
+                return Ok(How::Released);
+            }
+            Err(AppendError::Fenced(header)) => {
+                tracing::warn!(server = %server.id, epoch = header.epoch.0, "a stopped server was another pod's already");
+                return Ok(How::Fenced);
+            }
+            Err(error) if Instant::now() + RETRY >= until => return Err(format!("StoreUnavailable: {error}")),
+            Err(error) => {
+                tracing::warn!(server = %server.id, %error, "a Release is not written yet");
+                time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// The operator's order to stop one server.
+pub fn ordered(agent: &Arc<Agent>, stop: session::Stop) {
+    let Some(id) = server_id(stop.server) else { return };
+    let Some(server) = agent.servers.get(&id.uid).filter(|server| server.epoch() == Epoch(stop.epoch)) else {
+        return;
+    };
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        release(&agent, &server, &stop.reason, Instant::now() + ORDERED, stop.tombstone).await;
+    });
+}

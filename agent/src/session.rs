@@ -1,0 +1,196 @@
+//! The session with the operator: opened by this agent, begun with all that it holds, opened again whenever it ends.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use handoff::{Epoch, PodUid, ServerUid, drain};
+use tokio::time::{self, Instant};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Request, metadata::MetadataValue, transport::Endpoint};
+use wire::session::{self, from_agent, operator_client::OperatorClient, to_agent};
+
+use crate::{
+    agent::{Agent, StandingPlan, Target},
+    draining::{self, Trigger},
+    routes::{DirectoryEntry, DirectoryUpdate},
+    store_setup,
+};
+
+/// Between two tries to reach the operator: the first, doubled up to the last, less up to half of it at random.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// To reach the operator's address.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// Of the status message; the operator judges a session by the connection's own keep-alive.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// The largest message from the operator: a chunk of the directory is far below it.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Keeps a session open, for ever.
+pub async fn run(agent: Arc<Agent>) {
+    let mut wait = RETRY.0;
+    loop {
+        let opened = Instant::now();
+        match session(&agent).await {
+            Ok(()) => tracing::info!("session ended"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "no session"),
+        }
+        agent.operator.close();
+        wait = if opened.elapsed() > RETRY.1 { RETRY.0 } else { (wait * 2).min(RETRY.1) };
+        time::sleep(wait.mul_f64(1.0 - rand::random::<f64>() / 2.0)).await;
+    }
+}
+
+async fn session(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let token = tokio::fs::read_to_string(&agent.config.token)
+        .await
+        .with_context(|| format!("the token {} cannot be read", agent.config.token.display()))?;
+    let channel = Endpoint::from_shared(agent.config.operator.clone())
+        .with_context(|| format!("DURABLE_OPERATOR is not an address: {}", agent.config.operator))?
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
+        .connect()
+        .await
+        .with_context(|| format!("the operator at {} cannot be reached", agent.config.operator))?;
+    let mut client = OperatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let messages = agent.operator.open(|| from_agent::Body::Hello(hello(agent)));
+    let mut request = Request::new(UnboundedReceiverStream::new(messages));
+    let bearer =
+        MetadataValue::try_from(format!("Bearer {}", token.trim())).context("the token is not a header value")?;
+    request.metadata_mut().insert("authorization", bearer);
+    let mut orders = client.session(request).await.context("the operator refused the session")?.into_inner();
+    if let Some(report) = agent.draining.report() {
+        agent.operator.tell(from_agent::Body::Drain(report));
+    }
+    let mut status = time::interval(STATUS_EVERY);
+    let mut directory = Vec::new();
+    loop {
+        tokio::select! {
+            order = orders.message() => match order.context("the session broke")? {
+                Some(order) => obey(agent, order, &mut directory)?,
+                None => return Ok(()),
+            },
+            _ = status.tick() => tell_status(agent),
+        }
+    }
+}
+
+/// Tells the operator how this agent is.
+pub fn tell_status(agent: &Arc<Agent>) {
+    agent.operator.tell(from_agent::Body::Status(session::Status {
+        host_ready: agent.described.borrow().is_some(),
+        draining: agent.draining.is_draining(),
+        types: host_types(agent),
+        problem: agent.problem.borrow().clone(),
+        directory_version: agent.routes.version(),
+    }));
+}
+
+fn host_types(agent: &Arc<Agent>) -> Vec<session::HostType> {
+    let described = agent.described.borrow();
+    let types = described.iter().flat_map(|host| &host.types);
+    types
+        .map(|kind| session::HostType {
+            name: kind.name.clone(),
+            state_version: kind.state_version,
+            loads: kind.loads.clone(),
+        })
+        .collect()
+}
+
+fn hello(agent: &Arc<Agent>) -> session::Hello {
+    session::Hello {
+        protocol: wire::PROTOCOL,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        generation: agent.me.generation.0,
+        peer_address: agent.peer_address().to_string(),
+        gateway_address: agent.gateway_address().to_string(),
+        types: host_types(agent),
+        draining: agent.draining.is_draining(),
+        inventory: agent.servers.all().iter().map(|server| server.report()).collect::<Vec<_>>(),
+    }
+}
+
+type Chunks = Vec<DirectoryEntry>;
+
+fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> anyhow::Result<()> {
+    match order.body {
+        Some(to_agent::Body::Welcome(welcome)) => {
+            if welcome.protocol.abs_diff(wire::PROTOCOL) > 1 {
+                bail!("the operator speaks protocol {}, this agent {}", welcome.protocol, wire::PROTOCOL);
+            }
+            tracing::info!(cluster = welcome.cluster_id, "session open");
+            if let Some(settings) = welcome.settings {
+                store_setup::settings(agent, &settings, welcome.cluster_id);
+            }
+        }
+        Some(to_agent::Body::Settings(settings)) => store_setup::settings(agent, &settings, String::new()),
+        Some(to_agent::Body::Assign(assign)) => crate::start::assigned(agent, assign),
+        Some(to_agent::Body::Plan(plan)) => {
+            agent.plan.send_replace(Some(standing_plan(plan)));
+        }
+        Some(to_agent::Body::Drain(order)) => {
+            tracing::info!(reason = order.reason, "the operator orders a drain");
+            draining::begin(agent, Trigger::Operator);
+        }
+        Some(to_agent::Body::Directory(update)) => apply_directory(agent, update, chunks),
+        Some(to_agent::Body::Stop(stop)) => crate::release::ordered(agent, stop),
+        Some(to_agent::Body::DrainSeen(_)) => agent.draining.was_seen(),
+        None => {}
+    }
+    Ok(())
+}
+
+/// The first directory of a session comes in chunks, the last of which says `complete`; what follows are changes.
+fn apply_directory(agent: &Arc<Agent>, update: session::Directory, chunks: &mut Chunks) {
+    let entries = update.entries.into_iter().map(|entry| DirectoryEntry {
+        name: entry.name,
+        uid: ServerUid(entry.uid),
+        epoch: Epoch(entry.epoch),
+        pod_uid: PodUid(entry.pod_uid),
+        gateway: entry.gateway_address.parse().ok(),
+    });
+    if update.complete {
+        let mut all = std::mem::take(chunks);
+        all.extend(entries);
+        agent.routes.apply(DirectoryUpdate {
+            version: update.version,
+            complete: true,
+            entries: all,
+            removed: Vec::new(),
+        });
+    } else if update.partial {
+        chunks.extend(entries);
+    } else {
+        let entries = entries.collect();
+        agent.routes.apply(DirectoryUpdate {
+            version: update.version,
+            complete: false,
+            entries,
+            removed: update.removed,
+        });
+    }
+}
+
+fn standing_plan(plan: session::Plan) -> StandingPlan {
+    let mut targets = HashMap::new();
+    let mut candidates = Vec::new();
+    for target in plan.targets {
+        let addresses: (Result<SocketAddr, _>, Result<SocketAddr, _>) =
+            (target.peer_address.parse(), target.gateway_address.parse());
+        let (Ok(peer), Ok(gateway)) = addresses else { continue };
+        let pod = PodUid(target.pod_uid);
+        candidates.push(drain::Candidate {
+            pod: pod.clone(),
+            newest: target.newest,
+            load: target.load,
+            capacity: target.capacity,
+        });
+        targets.insert(pod.clone(), Target { pod, name: target.pod, peer, gateway });
+    }
+    StandingPlan { plan: drain::Plan { candidates, more_expected: plan.more_expected }, targets, at: Instant::now() }
+}

@@ -1,0 +1,261 @@
+//! Starting an assigned server from its log. [`handoff::claim`] decides, this file only does.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use handoff::{
+    Epoch, PodUid, Sequence, ServerId, ServerUid,
+    claim::{Refusal, Start, Supersedes, decide},
+    log::{Authority, Header, Kind},
+    source::{Mark, State},
+};
+use store::{AppendError, Body, Draft, ReadError};
+use tokio::time;
+use wire::session::{self, assign_failed::Why, from_agent, gone::How};
+
+use crate::{
+    agent::{APPEND, Agent, HOST_CALL},
+    host::{Mode, StartCall},
+    servers::{Phase, Server, next_sync, server_id},
+};
+
+/// How often a claim is decided anew because the log moved on under it. Each time another agent made progress.
+const TRIES: u32 = 5;
+
+/// Servers being started.
+#[derive(Default)]
+pub struct Starting(Mutex<HashSet<ServerUid>>);
+
+impl Starting {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<ServerUid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this server is being started.
+    #[must_use]
+    pub fn has(&self, uid: &ServerUid) -> bool {
+        self.lock().contains(uid)
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
+/// Why a server was not started.
+struct Failed {
+    why: Why,
+    message: String,
+    newest: Option<Header>,
+}
+
+impl Failed {
+    fn new(why: Why, message: &dyn std::fmt::Display) -> Self {
+        Self { why, message: message.to_string(), newest: None }
+    }
+}
+
+/// Carries out an assignment, in the background; the operator hears `Held` or `AssignFailed`.
+pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
+    let Some(id) = server_id(assign.server.clone()) else { return };
+    if let Some(server) = agent.servers.get(&id.uid) {
+        // A repeat, or the operator does not know yet that it came here by a handoff.
+        agent.operator.tell(from_agent::Body::Held(server.report()));
+        return;
+    }
+    if !agent.starting.lock().insert(id.uid.clone()) {
+        return;
+    }
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let result = start(&agent, &id, &assign).await;
+        agent.starting.lock().remove(&id.uid);
+        match result {
+            Ok(server) => {
+                tracing::info!(server = %id, epoch = server.epoch().0, "server started");
+                agent.operator.tell(from_agent::Body::Held(server.report()));
+            }
+            Err(failed) => report(&agent, &assign, failed),
+        }
+    });
+}
+
+fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
+    let id = server_id(assign.server.clone()).unwrap_or_default();
+    tracing::warn!(server = %id, why = failed.why.as_str_name(), message = failed.message, "assignment not carried out");
+    let grantee = failed.newest.as_ref().and_then(Header::grantee).map(|grantee| grantee.to.pod.0.clone());
+    agent.operator.tell(from_agent::Body::AssignFailed(session::AssignFailed {
+        server: assign.server.clone(),
+        assignment: assign.assignment,
+        why: failed.why.into(),
+        message: failed.message,
+        newest_epoch: failed.newest.as_ref().map_or(0, |newest| newest.epoch.0),
+        newest_pod_uid: failed.newest.as_ref().map_or_else(String::new, |newest| newest.writer.pod.0.clone()),
+        grantee_pod_uid: grantee.unwrap_or_default(),
+    }));
+}
+
+async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> Result<Arc<Server>, Failed> {
+    let _turn = agent.starts.acquire().await.map_err(|error| Failed::new(Why::NotHere, &error))?;
+    if agent.draining.is_draining() {
+        return Err(Failed::new(Why::NotHere, &"this pod is draining"));
+    }
+    agent.receiving.withdraw(&id.uid, "the operator assigned the server here");
+    if agent.receiving.has(&id.uid) {
+        // Before Final the withdrawal ends it in a moment; past Final it reports itself as held.
+        return Err(Failed::new(Why::NotHere, &"a handoff of it to this pod is under way"));
+    }
+    let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
+    let server = Server::new(agent, &pool, id.clone(), assign.spec_json.clone(), Epoch::NONE)
+        .map_err(|error| Failed::new(Why::Host, &error))?;
+    agent.can_load(&server.spec.type_, None).map_err(|error| Failed::new(Why::NotHere, &error))?;
+    let _turn_of_server = server.turn.lock().await;
+    agent.routes.hold(id);
+    let started = claim_and_start(agent, &server, assign).await;
+    if started.is_err() {
+        agent.routes.release_local(id);
+    }
+    started?;
+    let interval = pool.settings.sync_interval;
+    server.update(|held| held.sync_due = next_sync(interval));
+    Ok(server.clone())
+}
+
+async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &session::Assign) -> Result<(), Failed> {
+    let supersedes = (assign.superseded_epoch > 0).then(|| Supersedes {
+        epoch: Epoch(assign.superseded_epoch),
+        owner: PodUid(assign.superseded_pod_uid.clone()),
+        grantee: (!assign.superseded_grantee_uid.is_empty()).then(|| PodUid(assign.superseded_grantee_uid.clone())),
+    });
+    let mut hint = Sequence(assign.hint);
+    for _ in 0..TRIES {
+        let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
+        let header = newest.as_ref().map(|newest| newest.header.clone());
+        let decision = decide(header.as_ref(), supersedes.as_ref(), &agent.me.pod);
+        let (epoch, after, state_at, granted) = match decision {
+            Start::Claim { epoch, after, state_at } => (epoch, after, state_at, false),
+            Start::ServeGrant { epoch, after, state_at, .. } => (epoch, after, state_at, true),
+            Start::Refuse(refusal) => return Err(refused(&refusal, header)),
+        };
+        let state =
+            match newest.and_then(|newest| newest.state).filter(|_| header.as_ref().is_some_and(Header::bears_state)) {
+                Some(state) => Some(state),
+                None if state_at == Sequence::NONE => None,
+                None => Some(server.log.read_state(state_at).await.map_err(read_failed)?),
+            };
+        if let Some(state) = &state {
+            agent
+                .can_load(&server.spec.type_, Some(state.version))
+                .map_err(|error| Failed::new(Why::NotHere, &error))?;
+        }
+        let version = state.as_ref().map_or(0, |state| state.version);
+        let draft = Draft {
+            epoch,
+            kind: if granted && state.is_some() { Kind::Snapshot } else { Kind::Claim },
+            writer: agent.me.clone(),
+            body: match &state {
+                // A granted epoch begins with the state itself.
+                Some(state) if granted => Body::State(state.clone()),
+                _ => Body::At { sequence: state_at, version },
+            },
+        };
+        match server.log.append(&Authority::Reader, draft, after, time::Instant::now() + APPEND).await {
+            Ok(written) => return serve(agent, server, &written, state).await,
+            // Something new is in the log: look at it, and decide again under the same rules.
+            Err(AppendError::Fenced(found)) => hint = found.sequence,
+            Err(error) => return Err(Failed::new(Why::Store, &error)),
+        }
+    }
+    Err(Failed::new(Why::Store, &"the log moved on faster than it could be claimed"))
+}
+
+async fn serve(
+    agent: &Arc<Agent>,
+    server: &Arc<Server>,
+    written: &Header,
+    state: Option<store::State>,
+) -> Result<(), Failed> {
+    let bytes = state.as_ref().map_or(0, |state| state.body.len() as u64);
+    let state = state.map(|state| State {
+        mark: Mark { instance: 0, revision: 0, checksum: crc32fast::hash(&state.body) },
+        version: state.version,
+        body: state.body,
+    });
+    server.update(|held| {
+        held.epoch = written.epoch;
+        held.state_bytes = bytes;
+    });
+    let config = server.config();
+    let call = StartCall {
+        id: &server.id,
+        kind: &server.spec.type_,
+        epoch: written.epoch,
+        attempt: agent.next_attempt(),
+        mode: Mode::Active,
+        config: config.as_ref(),
+        state: state.as_ref(),
+    };
+    match agent.host.start(&call, HOST_CALL).await {
+        Ok(mark) => {
+            server.wrote(written, None);
+            server.update(|held| {
+                held.phase = Phase::Active;
+                held.state_version = written.state_version;
+                held.synced = state.is_some().then_some(mark);
+            });
+            let _ = agent.servers.insert(server);
+            agent.routes.set_here(&server.id, written.epoch);
+            Ok(())
+        }
+        Err(error) => {
+            give_back(agent, server, written).await;
+            Err(Failed::new(Why::Host, &format!("the host did not start it: {error}")))
+        }
+    }
+}
+
+/// The host would not start what this pod has just claimed: release it, so that another pod may.
+async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
+    let stopped = agent.host.stop(&server.id.uid, written.epoch, agent.next_attempt(), HOST_CALL).await;
+    if let Err(error) = stopped {
+        tracing::warn!(server = %server.id, %error, "a server that did not start could not be stopped either");
+    }
+    let draft = Draft {
+        epoch: written.epoch,
+        kind: Kind::Release,
+        writer: agent.me.clone(),
+        body: Body::At { sequence: written.state_at, version: written.state_version },
+    };
+    let authority = Authority::Owner { epoch: written.epoch, granted: None };
+    let until = time::Instant::now() + APPEND;
+    match server.log.append(&authority, draft, written.sequence, until).await {
+        Ok(header) => {
+            server.wrote(&header, None);
+            agent.gone(server, How::Released, "the host did not start it", None);
+        }
+        Err(error) => agent.gone(server, How::Disclaimed, &format!("the host did not start it; {error}"), None),
+    }
+}
+
+fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
+    let why = match refusal {
+        Refusal::OtherEpoch { .. } => Why::RefusedByLog,
+        Refusal::Granted { .. } => Why::Granted,
+        Refusal::Deleted => Why::Deleted,
+        Refusal::LogMissing { .. } => Why::Corrupt,
+    };
+    Failed { why, message: refusal.to_string(), newest }
+}
+
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn read_failed(error: ReadError) -> Failed {
+    let why = match error {
+        ReadError::Unreadable { .. } | ReadError::HintMissing(_) => Why::Corrupt,
+        ReadError::Store(_) | ReadError::StateMissing(_) | ReadError::Vanishing(_) => Why::Store,
+    };
+    Failed::new(why, &error)
+}
