@@ -1,0 +1,119 @@
+//! The one task that owns the [`World`]: events in, effects out.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use wire::session::ToAgent;
+
+use crate::{
+    metrics::METRICS,
+    model::{Effect, Event, Note, Now, Outbox, Refusal, SessionId, Write},
+    world::{BEAT, World},
+};
+
+/// Events taken in before effects are worked out.
+const BATCH: usize = 512;
+/// Longest time to do nothing.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Where effects go.
+pub struct Edges {
+    /// Writes to the API server.
+    pub writes: mpsc::UnboundedSender<Write>,
+    /// Events for people; dropped when nobody keeps up.
+    pub notes: mpsc::Sender<Note>,
+    /// Set once all objects are known.
+    pub ready: Arc<AtomicBool>,
+}
+
+/// Runs the world until `stop`, or until no more events can come.
+pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edges, stop: CancellationToken) {
+    let start = Instant::now();
+    let mut outboxes: HashMap<SessionId, Outbox> = HashMap::new();
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut beat = interval(BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let wake = world.wake().map_or_else(|| Instant::now() + IDLE, |at| start + at.0);
+        let mut beats = false;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            taken = events.recv_many(&mut batch, BATCH) => if taken == 0 { return },
+            _ = beat.tick() => beats = true,
+            () = sleep_until(wake) => {}
+        }
+        let now = Now { mono: handoff::Instant(start.elapsed()), wall: Timestamp::now() };
+        for mut event in batch.drain(..) {
+            match &mut event {
+                Event::Open(opening) => {
+                    if let Some(outbox) = opening.outbox.take() {
+                        outboxes.insert(opening.id, outbox);
+                    }
+                }
+                Event::Closed(id) => drop(outboxes.remove(id)),
+                _ => {}
+            }
+            world.apply(event, now);
+        }
+        if beats {
+            world.beat(now);
+        }
+        for effect in world.settle(now) {
+            carry_out(effect, &mut outboxes, &edges);
+        }
+        edges.ready.store(world.initialised_all(), Ordering::Relaxed);
+        METRICS.sessions.set(i64::try_from(outboxes.len()).unwrap_or(i64::MAX));
+        METRICS.servers.set(i64::try_from(world.servers()).unwrap_or(i64::MAX));
+    }
+}
+
+fn carry_out(effect: Effect, outboxes: &mut HashMap<SessionId, Outbox>, edges: &Edges) {
+    match effect {
+        Effect::Send(id, body) => {
+            let Some(outbox) = outboxes.get(&id) else { return };
+            if outbox.sender.try_send(Ok(ToAgent { body: Some(body) })).is_err() {
+                tracing::warn!(session = id.0, "an agent does not read what it is sent; its session is ended");
+                outboxes.remove(&id);
+            }
+        }
+        Effect::Close(id, refusal) => {
+            if let Some(outbox) = outboxes.remove(&id) {
+                // A full outbox loses the reason, not the end.
+                let _ = outbox.sender.try_send(Err(status(&refusal)));
+            }
+        }
+        Effect::Write(write) => {
+            // A closed channel means that the operator stops.
+            let _ = edges.writes.send(write);
+        }
+        Effect::Publish(note) => {
+            if edges.notes.try_send(*note).is_err() {
+                tracing::warn!("an event for people was dropped");
+            }
+        }
+    }
+}
+
+fn status(refusal: &Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Starting | Refusal::UnknownPod(_) => Status::unavailable(text),
+        Refusal::NoPool(_) | Refusal::Protocol { .. } => Status::failed_precondition(text),
+        Refusal::Replaced => Status::aborted(text),
+        Refusal::PodOver => Status::permission_denied(text),
+    }
+}

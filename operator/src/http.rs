@@ -1,0 +1,34 @@
+//! Health and metrics.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{Router, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::METRICS;
+
+/// The routes; `ready` once all watches told what was there.
+pub fn routes(ready: Arc<AtomicBool>) -> Router {
+    let readyz = move || async move {
+        if ready.load(Ordering::Relaxed) {
+            (StatusCode::OK, "ok")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not all objects have been read yet")
+        }
+    };
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(|| async { METRICS.text() }))
+}
+
+/// Serves them until `stop`.
+pub async fn serve(ready: Arc<AtomicBool>, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
+    tracing::info!(address = %listener.local_addr()?, "health and metrics");
+    axum::serve(listener, routes(ready)).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    Ok(())
+}

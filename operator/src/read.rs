@@ -1,0 +1,202 @@
+//! From Kubernetes' objects to what decisions need of them. Pure.
+
+use crds::{DurableServer, DurableServerPool, Handoff, POOL_LABEL, settings};
+use handoff::{PodUid, ServerId, ServerUid};
+use k8s_openapi::{
+    api::{
+        apps::v1::ReplicaSet as K8sReplicaSet,
+        core::v1::{ContainerStatus, Node, Pod as K8sPod},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::{
+    model::{HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject},
+    world::POD_UID_LABEL,
+};
+
+const REVISION: &str = "deployment.kubernetes.io/revision";
+
+/// Name and namespace.
+#[must_use]
+pub fn key(meta: &ObjectMeta) -> Key {
+    Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// A pool.
+#[must_use]
+pub fn pool(object: DurableServerPool) -> PoolObject {
+    PoolObject {
+        key: key(&object.metadata),
+        uid: object.metadata.uid.unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        settings: settings::pool(&object.spec),
+        spec: object.spec,
+        status: object.status.unwrap_or_default(),
+    }
+}
+
+/// A server.
+#[must_use]
+pub fn server(object: DurableServer) -> ServerObject {
+    let meta = object.metadata;
+    ServerObject {
+        id: ServerId {
+            namespace: meta.namespace.unwrap_or_default(),
+            name: meta.name.unwrap_or_default(),
+            uid: ServerUid(meta.uid.unwrap_or_default()),
+        },
+        generation: meta.generation.unwrap_or_default(),
+        resource_version: meta.resource_version.unwrap_or_default(),
+        deleting: meta.deletion_timestamp.is_some(),
+        finalizers: meta.finalizers.unwrap_or_default(),
+        spec: object.spec,
+        status: object.status.unwrap_or_default(),
+    }
+}
+
+/// A handoff.
+#[must_use]
+pub fn handoff(object: Handoff) -> HandoffObject {
+    let labels = object.metadata.labels.as_ref();
+    HandoffObject {
+        key: key(&object.metadata),
+        pool: object.spec.pool,
+        pod_uid: PodUid(labels.and_then(|labels| labels.get(POD_UID_LABEL)).cloned().unwrap_or_default()),
+        phase: object.status.and_then(|status| status.phase),
+        created: object.metadata.creation_timestamp.map(|time| time.0),
+    }
+}
+
+/// A pod.
+#[must_use]
+pub fn pod(object: &K8sPod) -> Pod {
+    let meta = &object.metadata;
+    let status = object.status.as_ref();
+    let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let condition = |kind: &str| {
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == kind && c.status == "True"))
+    };
+    let owners = meta.owner_references.iter().flatten();
+    let deleting = meta.deletion_timestamp.is_some();
+    Pod {
+        uid: PodUid(meta.uid.clone().unwrap_or_default()),
+        key: key(meta),
+        pool: meta.labels.as_ref().and_then(|labels| labels.get(POOL_LABEL)).cloned().unwrap_or_default(),
+        node: object.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        pending: phase == "Pending",
+        running: phase == "Running",
+        ready: condition("Ready"),
+        deleting,
+        disrupted: condition("DisruptionTarget"),
+        replica_set: owners.clone().find(|owner| owner.kind == "ReplicaSet").map(|owner| owner.uid.clone()),
+        over: all_terminated(object) && (deleting || matches!(phase, "Succeeded" | "Failed")),
+    }
+}
+
+/// Every container, sidecars too, is reported terminated by the kubelet itself. Phase, `PodGC`, a missing object and
+/// `ContainerStatusUnknown` prove nothing.
+fn all_terminated(pod: &K8sPod) -> bool {
+    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return false };
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let terminated = |name: &str, statuses: &Option<Vec<ContainerStatus>>| {
+        statuses.iter().flatten().any(|status| status.name == name && is_terminated(status))
+    };
+    spec.containers.iter().all(|container| terminated(&container.name, &status.container_statuses))
+        && sidecars.into_iter().all(|container| terminated(&container.name, &status.init_container_statuses))
+}
+
+fn is_terminated(status: &ContainerStatus) -> bool {
+    let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+    terminated.is_some_and(|terminated| {
+        terminated.finished_at.is_some() && terminated.reason.as_deref() != Some("ContainerStatusUnknown")
+    })
+}
+
+/// A node: its name, and whether pods may be put on it.
+#[must_use]
+pub fn node(object: &Node) -> (String, bool) {
+    let spec = object.spec.as_ref();
+    let cordoned = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
+    let evicting = spec
+        .and_then(|spec| spec.taints.as_ref())
+        .is_some_and(|taints| taints.iter().any(|taint| taint.effect == "NoExecute"));
+    (object.metadata.name.clone().unwrap_or_default(), !cordoned && !evicting)
+}
+
+/// A replica set.
+#[must_use]
+pub fn replica_set(object: &K8sReplicaSet) -> ReplicaSet {
+    let meta = &object.metadata;
+    let revision = meta.annotations.as_ref().and_then(|annotations| annotations.get(REVISION));
+    ReplicaSet {
+        uid: meta.uid.clone().unwrap_or_default(),
+        deployment: meta.owner_references.iter().flatten().find(|o| o.kind == "Deployment").map(|o| o.uid.clone()),
+        revision: revision.and_then(|revision| revision.parse().ok()).unwrap_or_default(),
+        replicas: object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod_with(phase: &str, deleting: bool, host: &Value, agent: &Value) -> Pod {
+        let mut object = json!({
+            "metadata": { "name": "rooms-1", "namespace": "ns", "uid": "u1", "labels": { POOL_LABEL: "rooms" } },
+            "spec": {
+                "containers": [{ "name": "host" }],
+                "initContainers": [{ "name": "setup" }, { "name": "agent", "restartPolicy": "Always" }],
+            },
+            "status": {
+                "phase": phase,
+                "containerStatuses": [{ "name": "host", "state": host, "image": "", "imageID": "", "ready": false, "restartCount": 0 }],
+                "initContainerStatuses": [{ "name": "agent", "state": agent, "image": "", "imageID": "", "ready": false, "restartCount": 0 }],
+            },
+        });
+        if deleting {
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        pod(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn a_pod_is_over_only_when_every_container_is_reported_terminated() {
+        let ended =
+            json!({ "terminated": { "exitCode": 0, "reason": "Completed", "finishedAt": "2026-01-01T00:00:00Z" } });
+        let unknown = json!({ "terminated": { "exitCode": 137, "reason": "ContainerStatusUnknown", "finishedAt": "2026-01-01T00:00:00Z" } });
+        let timeless = json!({ "terminated": { "exitCode": 137, "reason": "Error" } });
+        let running = json!({ "running": {} });
+        let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+        let cases = [
+            ("Running", true, &ended, &ended, true),
+            ("Failed", false, &ended, &ended, true),
+            ("Succeeded", false, &ended, &ended, true),
+            ("Running", false, &ended, &ended, false), // the kubelet may start them again
+            ("Running", true, &ended, &running, false),
+            ("Running", true, &running, &ended, false),
+            ("Failed", true, &unknown, &ended, false),
+            ("Failed", true, &timeless, &ended, false),
+            ("Running", true, &waiting, &ended, false),
+        ];
+        for (phase, deleting, host, agent, over) in cases {
+            assert_eq!(pod_with(phase, deleting, host, agent).over, over, "{phase} {deleting} {host} {agent}");
+        }
+    }
+
+    #[test]
+    fn a_cordoned_or_evicting_node_is_not_schedulable() {
+        for (spec, schedulable) in [
+            (json!({}), true),
+            (json!({ "unschedulable": true }), false),
+            (json!({ "taints": [{ "key": "k", "effect": "NoSchedule" }] }), true),
+            (json!({ "taints": [{ "key": "k", "effect": "NoExecute" }] }), false),
+        ] {
+            let object = json!({ "metadata": { "name": "n" }, "spec": spec });
+            assert_eq!(node(&serde_json::from_value(object).unwrap()), ("n".to_owned(), schedulable));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! What the status of servers and pools should be. Pure.
+
+use crds::{DurableServerPoolStatus, DurableServerStatus, LastHandoff, Phase, condition};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use wire::session::{self, Held};
+
+use crate::{
+    model::clip,
+    ownership::{Ownership, Standing, Trouble},
+};
+
+/// Longest message of a condition.
+const MAX_MESSAGE: usize = 1_024;
+
+/// All that a server's status is made from.
+#[derive(Clone, Debug)]
+pub struct ServerFacts<'a> {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// Why the spec is not acted on.
+    pub refused: Option<String>,
+    /// It is not to be started again.
+    pub stopped: bool,
+    /// Who owns it.
+    pub ownership: &'a Ownership,
+    /// Pod (name, uid, node) that owns it, or is to.
+    pub pod: Option<(&'a str, &'a str, &'a str)>,
+    /// The owner's word, while it holds the server.
+    pub held: Option<&'a Held>,
+    /// The owner's session is gone for so long that it should be seen.
+    pub silent: bool,
+    /// Why no pod gets it.
+    pub unplaced: Option<&'a Trouble>,
+    /// Its last move.
+    pub last_handoff: Option<LastHandoff>,
+    /// What the status is now.
+    pub previous: &'a DurableServerStatus,
+    /// The present time.
+    pub now: Timestamp,
+}
+
+impl ServerFacts<'_> {
+    /// What the status should be.
+    #[must_use]
+    pub fn status(&self) -> DurableServerStatus {
+        let phase = self.phase();
+        let mut status = DurableServerStatus {
+            observed_generation: Some(self.generation),
+            phase: Some(phase),
+            epoch: Some(self.ownership.epoch.0).filter(|epoch| *epoch > 0),
+            last_handoff: self.last_handoff.clone().or_else(|| self.previous.last_handoff.clone()),
+            sequence: self.previous.sequence,
+            state_bytes: self.previous.state_bytes,
+            last_sync: self.previous.last_sync.clone(),
+            conditions: self.conditions(phase),
+            ..DurableServerStatus::default()
+        };
+        if let Some((pod, uid, node)) =
+            self.pod.filter(|_| !matches!(phase, Phase::Pending | Phase::Stopped | Phase::Failed))
+        {
+            status.pod = Some(pod.to_owned());
+            status.pod_uid = Some(uid.to_owned());
+            status.node = Some(node.to_owned()).filter(|node| !node.is_empty());
+        }
+        if let Some(held) = self.held {
+            status.sequence = Some(held.sequence);
+            status.state_bytes = Some(held.state_bytes);
+            let synced = i64::try_from(held.last_sync_unix_ms).ok().filter(|ms| *ms > 0);
+            status.last_sync =
+                synced.and_then(|ms| Timestamp::from_millisecond(ms).ok()).map(Time).or(status.last_sync);
+        }
+        status
+    }
+
+    fn phase(&self) -> Phase {
+        if let Some(held) = self.held {
+            return match held.phase() {
+                session::Phase::Active => Phase::Running,
+                session::Phase::HandingOff => Phase::HandingOff,
+                session::Phase::Stopping => Phase::Stopping,
+                session::Phase::Starting | session::Phase::Unspecified => Phase::Starting,
+            };
+        }
+        if self.ownership.outstanding.is_some() {
+            return Phase::Starting;
+        }
+        if self.stopped {
+            return Phase::Stopped;
+        }
+        if self.ownership.trouble.as_ref().is_some_and(|trouble| trouble.fatal) {
+            return Phase::Failed;
+        }
+        match self.previous.phase {
+            // It may serve still.
+            Some(phase) if self.ownership.standing == Standing::Unheard && self.pod.is_some() => phase,
+            _ => Phase::Pending,
+        }
+    }
+
+    fn conditions(&self, phase: Phase) -> Vec<Condition> {
+        let set = |kind, (status, reason, message): (&str, &str, &str)| self.condition(kind, status, reason, message);
+        let accepted = match &self.refused {
+            Some(why) => ("False", "Invalid", why.as_str()),
+            None => ("True", "Valid", ""),
+        };
+        let mut conditions = vec![
+            set(condition::ACCEPTED, accepted),
+            set(condition::PLACED, self.placed(phase)),
+            set(condition::READY, self.ready(phase)),
+        ];
+        if let Some(durable) = self.durable() {
+            conditions.push(set(condition::DURABLE, durable));
+        } else if let Some(before) = find(&self.previous.conditions, condition::DURABLE) {
+            conditions.push(before.clone());
+        }
+        conditions
+    }
+
+    fn placed(&self, phase: Phase) -> (&str, &str, &str) {
+        let waiting = self.ownership.trouble.as_ref().or(self.unplaced);
+        match phase {
+            Phase::Pending | Phase::Failed => waiting.map_or(("False", "Waiting", ""), |trouble| {
+                ("False", trouble.reason, clip(&trouble.message, MAX_MESSAGE))
+            }),
+            Phase::Stopped => ("False", "Stopped", "its pod shut down, and permanent is false"),
+            _ => ("True", "Assigned", ""),
+        }
+    }
+
+    fn ready(&self, phase: Phase) -> (&str, &'static str, &str) {
+        match phase {
+            _ if self.silent => {
+                ("Unknown", "AgentSilent", "the pod's agent is not connected to the operator; it may serve still")
+            }
+            Phase::Running => ("True", "Serving", ""),
+            Phase::HandingOff => ("True", "HandingOff", ""),
+            Phase::Pending => ("False", "Pending", ""),
+            Phase::Starting => ("False", "Starting", ""),
+            Phase::Stopping => ("False", "Stopping", ""),
+            Phase::Stopped => ("False", "Stopped", ""),
+            Phase::Failed => ("False", "Failed", ""),
+        }
+    }
+
+    fn durable(&self) -> Option<(&str, &'static str, &str)> {
+        let held = self.held?;
+        Some(match (held.error.is_empty(), held.durable) {
+            (false, _) => ("False", "SyncFailed", clip(&held.error, MAX_MESSAGE)),
+            (true, true) => ("True", "Synced", ""),
+            (true, false) => ("False", "FirstRecordPending", "its owner's first record is not written yet"),
+        })
+    }
+
+    fn condition(&self, kind: &str, status: &str, reason: &str, message: &str) -> Condition {
+        stamped(&self.previous.conditions, self.generation, self.now, (kind, status, reason, message))
+    }
+}
+
+/// All that a pool's status is made from.
+#[derive(Clone, Debug)]
+pub struct PoolFacts<'a> {
+    /// Generation of the spec.
+    pub generation: i64,
+    /// Why the spec is not acted on.
+    pub refused: Option<String>,
+    /// Servers that name it.
+    pub servers: usize,
+    /// Those that serve.
+    pub running: usize,
+    /// Pods with a session.
+    pub pods: usize,
+    /// Pods that can host.
+    pub eligible: usize,
+    /// Why an agent cannot host, if one said so.
+    pub problem: &'a str,
+    /// What the status is now.
+    pub previous: &'a DurableServerPoolStatus,
+    /// The present time.
+    pub now: Timestamp,
+}
+
+impl PoolFacts<'_> {
+    /// What the status should be.
+    #[must_use]
+    pub fn status(&self) -> DurableServerPoolStatus {
+        let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
+        let accepted = match &self.refused {
+            Some(why) => ("False", "Invalid", why.as_str()),
+            None => ("True", "Valid", ""),
+        };
+        let ready = match (self.eligible, self.pods) {
+            (0, 0) => ("False", "NoPods", "no pod with the label durableserver.io/pool has an agent that is connected"),
+            (0, _) => ("False", "NoEligiblePod", self.problem),
+            _ => ("True", "PodsCanHost", ""),
+        };
+        let set = |kind, (status, reason, message)| {
+            stamped(&self.previous.conditions, self.generation, self.now, (kind, status, reason, message))
+        };
+        DurableServerPoolStatus {
+            observed_generation: Some(self.generation),
+            servers: count(self.servers),
+            running: count(self.running),
+            pods: count(self.pods),
+            conditions: vec![set(condition::ACCEPTED, accepted), set(condition::READY, ready)],
+        }
+    }
+}
+
+fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+/// A condition that keeps the time of its last transition if it did not change.
+#[must_use]
+pub fn stamped(
+    previous: &[Condition],
+    generation: i64,
+    now: Timestamp,
+    (kind, status, reason, message): (&str, &str, &str, &str),
+) -> Condition {
+    let before = find(previous, kind).filter(|before| before.status == status);
+    Condition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: reason.to_owned(),
+        message: clip(message, MAX_MESSAGE).to_owned(),
+        last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
+        observed_generation: Some(generation),
+    }
+}
+
+/// Whether two statuses differ in more than what every sync changes.
+#[must_use]
+pub fn differs(a: &DurableServerStatus, b: &DurableServerStatus) -> bool {
+    let lasting = |status: &DurableServerStatus| DurableServerStatus {
+        sequence: None,
+        state_bytes: None,
+        last_sync: None,
+        ..status.clone()
+    };
+    lasting(a) != lasting(b)
+}
+
+/// Whether a server in this phase answers requests.
+#[must_use]
+pub fn serves(phase: session::Phase) -> bool {
+    matches!(phase, session::Phase::Active | session::Phase::HandingOff)
+}
+
+/// Fields that may be absent from a server's status, and must then be taken out of the object.
+const SERVER: &[&str] = &[
+    "observedGeneration",
+    "phase",
+    "pod",
+    "podUID",
+    "node",
+    "epoch",
+    "sequence",
+    "stateBytes",
+    "lastSync",
+    "lastHandoff",
+    "conditions",
+];
+const LAST_HANDOFF: &[&str] = &["to", "gap", "reason"];
+const HANDOFF: &[&str] =
+    &["phase", "gapP50", "gapP99", "gapMax", "startTime", "completionTime", "blockedBy", "conditions"];
+const POOL: &[&str] = &["observedGeneration", "conditions"];
+
+/// The merge patch that makes a server's status exactly this.
+#[must_use]
+pub fn server_patch(status: &DurableServerStatus) -> Value {
+    let mut fields = with_nulls(status, SERVER);
+    if let Some(Value::Object(last)) = fields.get_mut("lastHandoff") {
+        add_nulls(last, LAST_HANDOFF);
+    }
+    json!({ "status": fields })
+}
+
+/// The merge patch that makes a `Handoff`'s status exactly this.
+#[must_use]
+pub fn handoff_patch(status: &crds::HandoffStatus) -> Value {
+    json!({ "status": with_nulls(status, HANDOFF) })
+}
+
+/// The merge patch that makes a pool's status exactly this.
+#[must_use]
+pub fn pool_patch(status: &DurableServerPoolStatus) -> Value {
+    json!({ "status": with_nulls(status, POOL) })
+}
+
+fn with_nulls(status: &impl Serialize, fields: &[&str]) -> Map<String, Value> {
+    let mut object = match serde_json::to_value(status) {
+        Ok(Value::Object(object)) => object,
+        _ => Map::new(),
+    };
+    add_nulls(&mut object, fields);
+    object
+}
+
+fn add_nulls(object: &mut Map<String, Value>, fields: &[&str]) {
+    for field in fields {
+        object.entry(*field).or_insert(Value::Null);
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,257 @@
+//! Watches: objects come in, events go to the world. A malformed object harms no other, and a watch that breaks is begun
+//! again; what went missing meanwhile is told as gone.
+
+use std::{collections::HashMap, fmt::Debug, pin::pin, time::Duration};
+
+use crds::{DurableServer, DurableServerPool, Handoff, POOL_LABEL};
+use futures::StreamExt;
+use handoff::{PodUid, ServerUid};
+use k8s_openapi::api::{
+    apps::v1::ReplicaSet,
+    core::v1::{Node, Pod},
+};
+use kube::{
+    Api, Client, Resource,
+    core::DeserializeGuard,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+
+use crate::{
+    model::{Event, Kind, Malformed},
+    read,
+};
+
+/// A watch that keeps failing is logged at most so often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// How one kind is watched.
+struct Follow<K> {
+    kind: Kind,
+    /// What tells one object from another.
+    ident: fn(&K) -> String,
+    /// It is there or changed.
+    seen: fn(K) -> Event,
+    /// It is there no more.
+    gone: fn(String, &K) -> Event,
+    /// The last state of a deleted object says something.
+    last_word: bool,
+}
+
+/// Watches everything. A task ends only when nobody listens any more.
+pub fn spawn(client: &Client, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
+    let labelled = || watcher::Config::default().labels(POOL_LABEL);
+    let all = watcher::Config::default;
+    tasks.spawn(follow(pools(), Api::all(client.clone()), all(), events.clone()));
+    tasks.spawn(follow(servers(), Api::all(client.clone()), all(), events.clone()));
+    tasks.spawn(follow(handoffs(), Api::all(client.clone()), all(), events.clone()));
+    tasks.spawn(follow(pods(), Api::all(client.clone()), labelled(), events.clone()));
+    tasks.spawn(follow(nodes(), Api::all(client.clone()), all(), events.clone()));
+    tasks.spawn(follow(replica_sets(), Api::all(client.clone()), labelled(), events.clone()));
+}
+
+fn pools() -> Follow<DeserializeGuard<DurableServerPool>> {
+    Follow {
+        kind: Kind::Pool,
+        ident: |pool| read::key(pool.meta()).to_string(),
+        seen: |pool| guarded(Kind::Pool, pool, |pool| Event::Pool(Box::new(read::pool(pool)))),
+        gone: |_, pool| Event::PoolGone(read::key(pool.meta())),
+        last_word: false,
+    }
+}
+
+fn servers() -> Follow<DeserializeGuard<DurableServer>> {
+    Follow {
+        kind: Kind::Server,
+        ident: uid,
+        seen: |server| guarded(Kind::Server, server, |server| Event::Server(Box::new(read::server(server)))),
+        gone: |uid, _| Event::ServerGone(ServerUid(uid)),
+        last_word: false,
+    }
+}
+
+fn handoffs() -> Follow<DeserializeGuard<Handoff>> {
+    Follow {
+        kind: Kind::Handoff,
+        ident: |handoff| read::key(handoff.meta()).to_string(),
+        seen: |handoff| guarded(Kind::Handoff, handoff, |handoff| Event::Handoff(Box::new(read::handoff(handoff)))),
+        gone: |_, handoff| Event::HandoffGone(read::key(handoff.meta())),
+        last_word: false,
+    }
+}
+
+fn pods() -> Follow<Pod> {
+    Follow {
+        kind: Kind::Pod,
+        ident: uid,
+        seen: |pod| Event::Pod(Box::new(read::pod(&pod))),
+        gone: |uid, _| Event::PodGone(PodUid(uid)),
+        // It may be the only one that shows the containers terminated.
+        last_word: true,
+    }
+}
+
+fn nodes() -> Follow<Node> {
+    Follow {
+        kind: Kind::Node,
+        ident: |node| node.metadata.name.clone().unwrap_or_default(),
+        seen: |node| {
+            let (name, schedulable) = read::node(&node);
+            Event::Node(name, schedulable)
+        },
+        gone: |name, _| Event::NodeGone(name),
+        last_word: false,
+    }
+}
+
+fn replica_sets() -> Follow<ReplicaSet> {
+    Follow {
+        kind: Kind::ReplicaSet,
+        ident: uid,
+        seen: |set| Event::ReplicaSet(read::replica_set(&set)),
+        gone: |uid, _| Event::ReplicaSetGone(uid),
+        last_word: false,
+    }
+}
+
+fn uid<K: Resource>(object: &K) -> String {
+    object.meta().uid.clone().unwrap_or_default()
+}
+
+fn guarded<K>(kind: Kind, object: DeserializeGuard<K>, read: impl FnOnce(K) -> Event) -> Event {
+    match object.0 {
+        Ok(object) => read(object),
+        Err(invalid) => Event::Malformed(Box::new(Malformed {
+            kind,
+            key: read::key(&invalid.metadata),
+            uid: invalid.metadata.uid.unwrap_or_default(),
+            generation: invalid.metadata.generation.unwrap_or_default(),
+            error: invalid.error,
+        })),
+    }
+}
+
+/// Objects known of one watch, as the events that will tell that they are gone.
+struct Known<K> {
+    follow: Follow<K>,
+    present: HashMap<String, (u64, Event)>,
+    list: u64,
+    told: bool,
+}
+
+impl<K: Clone> Known<K> {
+    fn seen(&mut self, object: K) -> Event {
+        let ident = (self.follow.ident)(&object);
+        let gone = (self.follow.gone)(ident.clone(), &object);
+        self.present.insert(ident, (self.list, gone));
+        (self.follow.seen)(object)
+    }
+
+    fn events(&mut self, event: watcher::Event<K>) -> Vec<Event> {
+        match event {
+            watcher::Event::Init => {
+                self.list += 1;
+                Vec::new()
+            }
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => vec![self.seen(object)],
+            watcher::Event::Delete(object) => {
+                let ident = (self.follow.ident)(&object);
+                self.present.remove(&ident);
+                let gone = (self.follow.gone)(ident, &object);
+                let last = self.follow.last_word.then(|| (self.follow.seen)(object));
+                last.into_iter().chain([gone]).collect()
+            }
+            watcher::Event::InitDone => self.listed(),
+        }
+    }
+
+    fn listed(&mut self) -> Vec<Event> {
+        let list = self.list;
+        let missing: Vec<String> =
+            self.present.iter().filter(|(_, (seen, _))| *seen < list).map(|(ident, _)| ident.clone()).collect();
+        let mut events: Vec<Event> =
+            missing.iter().filter_map(|ident| self.present.remove(ident)).map(|(_, gone)| gone).collect();
+        if !std::mem::replace(&mut self.told, true) {
+            events.push(Event::Initialised(self.follow.kind));
+        }
+        events
+    }
+}
+
+async fn follow<K>(follow: Follow<K>, api: Api<K>, config: watcher::Config, events: mpsc::Sender<Event>)
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let kind = follow.kind;
+    let mut known = Known { follow, present: HashMap::new(), list: 0, told: false };
+    let mut stream = pin!(watcher(api, config).default_backoff());
+    let mut logged: Option<Instant> = None;
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(event) => {
+                for event in known.events(event) {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                if logged.is_none_or(|at| at.elapsed() > LOG_EVERY) {
+                    tracing::warn!(kind = kind.name(), %error, "watch failed, beginning again");
+                    logged = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(name: &str) -> Node {
+        serde_json::from_value(json!({ "metadata": { "name": name } })).unwrap()
+    }
+
+    fn known() -> Known<Node> {
+        Known { follow: nodes(), present: HashMap::new(), list: 0, told: false }
+    }
+
+    #[test]
+    fn what_went_missing_while_the_watch_was_broken_is_gone() {
+        let mut known = known();
+        known.events(watcher::Event::Init);
+        known.events(watcher::Event::InitApply(node("a")));
+        known.events(watcher::Event::InitApply(node("b")));
+        assert!(matches!(known.events(watcher::Event::InitDone)[..], [Event::Initialised(Kind::Node)]));
+        known.events(watcher::Event::Apply(node("c")));
+        known.events(watcher::Event::Init);
+        known.events(watcher::Event::InitApply(node("a")));
+        known.events(watcher::Event::InitApply(node("c")));
+        let events = known.events(watcher::Event::InitDone);
+        assert!(matches!(&events[..], [Event::NodeGone(name)] if name == "b"), "{events:?}");
+    }
+
+    #[test]
+    fn a_deleted_pods_last_state_is_told_before_it_is_gone() {
+        let pod: Pod = serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" } })).unwrap();
+        let mut known = Known { follow: pods(), present: HashMap::new(), list: 0, told: true };
+        let events = known.events(watcher::Event::Delete(pod));
+        assert!(matches!(&events[..], [Event::Pod(_), Event::PodGone(uid)] if uid.0 == "u"), "{events:?}");
+    }
+
+    #[test]
+    fn a_malformed_object_is_told_by_name() {
+        let object =
+            json!({ "metadata": { "name": "bad", "namespace": "ns", "uid": "u", "generation": 3 }, "spec": 7 });
+        let guard: DeserializeGuard<DurableServer> = serde_json::from_value(object).unwrap();
+        let event = (servers().seen)(guard);
+        assert!(matches!(&event, Event::Malformed(m) if m.key.name == "bad" && m.generation == 3), "{event:?}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Servers that nobody holds are assigned; deleted ones are ended.
+
+use std::{collections::HashMap, time::Duration};
+
+use handoff::{
+    Instant, PodUid, ServerUid,
+    claim::Supersedes,
+    placement::{Ineligible, Need, PodFacts, choose},
+};
+use wire::session::{Assign, Stop, to_agent};
+
+use super::{Server, World, cluster::Cluster, sessions::server_ref};
+use crate::{
+    metrics::METRICS,
+    model::{Effect, Key},
+    ownership::{Next, Outstanding, Standing, To, Trouble},
+};
+
+/// Keeps a server's resource until its log is ended.
+pub const FINALIZER: &str = "durableserver.io/owned";
+/// An unanswered assignment takes one of its pod's turns for so long.
+const TURN: Duration = Duration::from_secs(5);
+/// A stop that was not answered is sent again after this time.
+const STOP_AGAIN: Duration = Duration::from_secs(10);
+
+/// Where servers of one pool may go in this pass.
+struct Places {
+    pods: Vec<PodFacts>,
+    starting: HashMap<PodUid, u32>,
+    max_starts: u32,
+}
+
+impl Places {
+    fn has_turn(&self, pod: &PodUid) -> bool {
+        self.starting.get(pod).copied().unwrap_or(0) < self.max_starts
+    }
+
+    fn take(&mut self, pod: &PodUid) {
+        *self.starting.entry(pod.clone()).or_default() += 1;
+        if let Some(facts) = self.pods.iter_mut().find(|facts| facts.pod == *pod) {
+            facts.load += 1;
+        }
+    }
+}
+
+/// What became of one server.
+enum Attended {
+    Done,
+    Wait,
+    /// The best pod has no turn left; nor will it for the servers that follow.
+    Full,
+}
+
+impl World {
+    pub(super) fn attend(&mut self, key: &Key, now: Instant) {
+        let Some(pool) = self.pools.get(key).filter(|pool| pool.settled && !pool.ready.is_empty()) else { return };
+        let settings = pool.settings.clone();
+        let candidates = self.cluster.candidates(&pool.pods, settings.as_ref());
+        let mut places = Places {
+            starting: candidates
+                .iter()
+                .map(|c| (c.facts.pod.clone(), starting(&self.cluster, &c.facts.pod, now)))
+                .collect(),
+            pods: candidates.into_iter().map(|candidate| candidate.facts).collect(),
+            max_starts: settings.map_or(0, |settings| settings.max_starts),
+        };
+        while let Some(uid) = self.pools.get_mut(key).and_then(|pool| pool.ready.pop_first()) {
+            let attended = self.attend_server(&uid, &mut places, now);
+            let Some(pool) = self.pools.get_mut(key) else { return };
+            match attended {
+                Attended::Done => {}
+                Attended::Wait => {
+                    pool.parked.insert(uid);
+                }
+                Attended::Full => {
+                    pool.ready.insert(uid);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn attend_server(&mut self, uid: &ServerUid, places: &mut Places, now: Instant) -> Attended {
+        let Some(server) = self.servers.get(uid) else { return Attended::Done };
+        if server.deleting {
+            return self.bury(uid, now);
+        }
+        match server.ownership.next(now, |pod| self.cluster.view(pod)) {
+            Next::Nothing => Attended::Done,
+            Next::Wait => {
+                self.unplaced(uid, None, now);
+                Attended::Wait
+            }
+            Next::Assign(To::Only(pod), supersedes) => {
+                self.assign(uid, &pod, supersedes, now);
+                places.take(&pod);
+                Attended::Wait
+            }
+            Next::Assign(To::Any, supersedes) => self.place(uid, supersedes, places, now),
+        }
+    }
+
+    fn place(
+        &mut self,
+        uid: &ServerUid,
+        supersedes: Option<Supersedes>,
+        places: &mut Places,
+        now: Instant,
+    ) -> Attended {
+        if let Some(why) = self.not_to_be_placed(uid) {
+            self.unplaced(uid, Some(why), now);
+            return Attended::Wait;
+        }
+        let Some(server) = self.servers.get(uid) else { return Attended::Done };
+        let need = Need { kind: server.spec.type_.clone(), state_version: server.state_version };
+        let avoid = &server.ownership.avoid;
+        let chosen = choose(places.pods.iter().filter(|pod| !avoid.contains(&pod.pod)), &need)
+            .or_else(|| choose(places.pods.iter(), &need));
+        match chosen.map(|facts| facts.pod.clone()) {
+            None => {
+                let why = no_pod(server, &places.pods, &need);
+                self.unplaced(uid, Some(why), now);
+                Attended::Wait
+            }
+            Some(pod) if places.has_turn(&pod) => {
+                self.assign(uid, &pod, supersedes, now);
+                places.take(&pod);
+                Attended::Wait
+            }
+            Some(_) => Attended::Full,
+        }
+    }
+
+    /// What besides the pods keeps a server from getting one.
+    fn not_to_be_placed(&mut self, uid: &ServerUid) -> Option<Trouble> {
+        let server = self.servers.get_mut(uid)?;
+        let trouble = |reason, message| Some(Trouble { reason, message, fatal: false });
+        if let Some(refused) = &server.refused {
+            return trouble("Invalid", refused.clone());
+        }
+        let pool = self.pools.get(&server.pool);
+        if pool.is_none_or(|pool| pool.object.is_none()) {
+            return trouble("NoPool", format!("there is no DurableServerPool {} in this namespace", server.pool.name));
+        }
+        if pool.is_none_or(|pool| pool.settings.is_none()) {
+            return trouble(
+                "InvalidPool",
+                format!("pool {} is not accepted: see its condition Accepted", server.pool.name),
+            );
+        }
+        if server.spec.cordoned == Some(true) {
+            return trouble("Cordoned", "spec.cordoned is true".into());
+        }
+        server.stopped = server.stopped || ended_for_good(server, &self.cluster);
+        if server.stopped {
+            return trouble("Stopped", "its pod shut down, and permanent is false".into());
+        }
+        None
+    }
+
+    fn unplaced(&mut self, uid: &ServerUid, why: Option<Trouble>, now: Instant) {
+        let Some(server) = self.servers.get_mut(uid).filter(|server| server.unplaced != why) else { return };
+        server.unplaced = why;
+        let key = server.pool.clone();
+        let pool = self.pool_mut(&key);
+        pool.status.insert(uid.clone());
+        pool.status_since.get_or_insert(now);
+    }
+
+    fn assign(&mut self, uid: &ServerUid, pod: &PodUid, supersedes: Option<Supersedes>, now: Instant) {
+        let Some(session) = self.cluster.sessions.get(pod).map(|session| session.id) else { return };
+        self.assignment += 1;
+        let id = self.assignment;
+        self.change(uid, now, |ownership| ownership.assigned(Outstanding { id, to: pod.clone(), since: now }));
+        let Some(server) = self.servers.get_mut(uid) else { return };
+        server.unplaced = None;
+        let supersedes = supersedes.unwrap_or_default();
+        METRICS.assignments.with_label_values(&["sent"]).inc();
+        tracing::debug!(server = %server.id, %pod, assignment = id, superseded = %supersedes.epoch, "assign");
+        self.effects.push(Effect::Send(
+            session,
+            to_agent::Body::Assign(Assign {
+                assignment: id,
+                server: Some(server_ref(&server.id)),
+                spec_json: server.spec_json.clone(),
+                superseded_epoch: supersedes.epoch.0,
+                superseded_pod_uid: supersedes.owner.0,
+                superseded_grantee_uid: supersedes.grantee.unwrap_or_default().0,
+                hint: server.sequence,
+            }),
+        ));
+    }
+
+    /// Ends a deleted server's log, if somebody holds it, and lets its resource go.
+    fn bury(&mut self, uid: &ServerUid, now: Instant) -> Attended {
+        let Some(server) = self.servers.get(uid) else { return Attended::Done };
+        let ownership = &server.ownership;
+        let may_hold = |pod: &PodUid| {
+            let view = self.cluster.view(pod);
+            view.session || (view.exists && !view.over)
+        };
+        if ownership.outstanding.as_ref().is_some_and(|outstanding| may_hold(&outstanding.to)) {
+            return Attended::Wait;
+        }
+        let owner = ownership.owner.clone();
+        match ownership.standing {
+            Standing::Held => {
+                self.stop_for_good(uid, now);
+                return Attended::Wait;
+            }
+            Standing::Unheard if now < ownership.not_before => return Attended::Wait,
+            Standing::Unheard if owner.is_some_and(|owner| may_hold(&owner) && !self.cluster.view(&owner).session) => {
+                return Attended::Wait;
+            }
+            _ => {}
+        }
+        if server.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+            let mut finalizers = server.finalizers.clone();
+            finalizers.retain(|finalizer| finalizer != FINALIZER);
+            self.set_finalizers(uid, &finalizers);
+        }
+        Attended::Wait
+    }
+
+    fn stop_for_good(&mut self, uid: &ServerUid, now: Instant) {
+        let Some(server) = self.servers.get_mut(uid) else { return };
+        let owner = server.ownership.owner.as_ref();
+        let Some(session) = owner.and_then(|owner| self.cluster.sessions.get(owner)).map(|session| session.id) else {
+            return;
+        };
+        if server.stop_sent.is_some_and(|(to, at)| to == session && now - at < STOP_AGAIN) {
+            return;
+        }
+        server.stop_sent = Some((session, now));
+        self.effects.push(Effect::Send(
+            session,
+            to_agent::Body::Stop(Stop {
+                server: Some(server_ref(&server.id)),
+                epoch: server.ownership.epoch.0,
+                tombstone: true,
+                reason: "its resource is deleted".into(),
+            }),
+        ));
+    }
+}
+
+/// Starts under way in a pod that still take a turn.
+fn starting(cluster: &Cluster, pod: &PodUid, now: Instant) -> u32 {
+    let assigned = cluster.sessions.get(pod).map(|session| &session.assigned);
+    let young = assigned.map_or(0, |assigned| assigned.values().filter(|since| now - **since < TURN).count());
+    u32::try_from(young).unwrap_or(u32::MAX)
+}
+
+/// Its pod shut down, and it is not one that is started again.
+fn ended_for_good(server: &Server, cluster: &Cluster) -> bool {
+    let ownership = &server.ownership;
+    let ended = matches!(ownership.standing, Standing::Released | Standing::Over | Standing::Unheard);
+    let shut_down = ownership
+        .owner
+        .as_ref()
+        .is_some_and(|owner| cluster.pods.get(owner).is_none_or(|entry| entry.pod.deleting || entry.pod.over));
+    server.spec.permanent == Some(false) && ended && shut_down
+}
+
+/// Why no pod can take a server. The sentence does not change with every pod that comes or goes: it is written into the
+/// status of every server that waits.
+fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
+    let cannot_load = pods.iter().any(|pod| pod.can_take(need) == Err(Ineligible::CannotLoad));
+    let full = pods.iter().any(|pod| pod.can_take(need) == Err(Ineligible::Full));
+    let pool = &server.pool.name;
+    let (reason, message) = if full {
+        (
+            "PodsFull",
+            format!(
+                "every pod of pool {pool} that can host is full: add replicas, or raise placement.maxServersPerPod"
+            ),
+        )
+    } else if cannot_load {
+        let what = need.state_version.map_or(String::new(), |version| format!(" with state version {version}"));
+        ("TypeUnknown", format!("no pod of pool {pool} can load type {}{what}", need.kind))
+    } else {
+        ("NoEligiblePod", format!("no pod of pool {pool} can host now: see the pool's condition Ready"))
+    };
+    Trouble { reason, message, fatal: false }
+}
