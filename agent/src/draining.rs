@@ -206,7 +206,8 @@ fn budget(agent: &Arc<Agent>, pool: &Pool) -> Duration {
 /// Runs one drain of what is here now.
 async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
     let agent = running.agent.clone();
-    let jobs: Vec<Job> = agent.servers.all().iter().filter(|s| s.phase() == Phase::Active).map(job).collect();
+    let active = agent.servers.all().into_iter().filter(|server| server.phase() == Phase::Active);
+    let jobs: Vec<Job> = active.map(|server| job(&server, &running.pool)).collect();
     let limits = Limits {
         max_concurrency: usize::try_from(running.pool.settings.drain.max_concurrency).unwrap_or(usize::MAX),
         stop_after_failures: running.pool.settings.drain.stop_after_failures,
@@ -253,12 +254,13 @@ async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
     }
 }
 
-fn job(server: &Arc<Server>) -> Job {
+fn job(server: &Arc<Server>, pool: &Pool) -> Job {
     let held = server.held();
+    let settings = server.settings(pool).ok();
     Job {
         server: server.id.uid.clone(),
-        handoff: server.settings.handoff && !server.settings.cordoned,
-        priority: server.settings.priority,
+        handoff: settings.as_ref().is_some_and(|settings| settings.handoff && !settings.cordoned),
+        priority: settings.map_or(0, |settings| settings.priority),
         dirty: held.last_sync.is_none_or(|at| at.elapsed().is_ok_and(|since| since > Duration::from_secs(1))),
     }
 }
@@ -290,11 +292,14 @@ impl Running {
             let _ = self.events.send(Event::HandoffEnded(uid, Ended::Gone));
             return;
         };
-        let limits = source::Limits {
-            per_server: server.settings.per_server_timeout,
-            freeze: server.settings.freeze_timeout,
-            ..source::Limits::default()
-        };
+        let limits = server.settings(&self.pool).map_or_else(
+            |_| source::Limits::default(),
+            |settings| source::Limits {
+                per_server: settings.per_server_timeout,
+                freeze: settings.freeze_timeout,
+                ..source::Limits::default()
+            },
+        );
         let (agent, events, bytes, gaps) =
             (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.gaps.clone());
         let through_store = self.pool.settings.drain.transfer == Transfer::Store;

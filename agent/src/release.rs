@@ -58,13 +58,7 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
 
 async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>) -> Option<Final<Bytes>> {
     let held = server.held();
-    let frozen = agent.host.freeze(
-        &server.id.uid,
-        held.epoch,
-        agent.next_attempt(),
-        held.synced,
-        server.settings.freeze_timeout,
-    );
+    let frozen = agent.host.freeze(&server.id.uid, held.epoch, agent.next_attempt(), held.synced, HOST_CALL);
     match frozen.await {
         Ok(last) => Some(last),
         Err(error) => {

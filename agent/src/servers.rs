@@ -88,8 +88,6 @@ pub struct Server {
     pub id: ServerId,
     /// Its resource's spec.
     pub spec: DurableServerSpec,
-    /// What holds for it, the pool's word included, as of its start here.
-    pub settings: Resolved,
     /// The same as it came, to be passed on.
     pub spec_json: String,
     /// Its log.
@@ -104,7 +102,7 @@ impl Server {
     pub fn new(agent: &Agent, pool: &Pool, id: ServerId, spec_json: String, epoch: Epoch) -> Result<Arc<Self>, String> {
         let spec: DurableServerSpec =
             serde_json::from_str(&spec_json).map_err(|error| format!("its spec cannot be read: {error}"))?;
-        let settings = crds::settings::server(&pool.spec, &spec).map_err(|invalid| invalid.to_string())?;
+        crds::settings::server(&pool.spec, &spec).map_err(|invalid| invalid.to_string())?;
         let log = agent.open_log(pool, &id).map_err(|error| error.to_string())?;
         let held = Held {
             epoch,
@@ -122,7 +120,7 @@ impl Server {
             error: None,
         };
         let (log, turn, held) = (Arc::new(log), tokio::sync::Mutex::default(), Mutex::new(held));
-        Ok(Arc::new(Self { id, spec, settings, spec_json, log, turn, held }))
+        Ok(Arc::new(Self { id, spec, spec_json, log, turn, held }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -164,6 +162,11 @@ impl Server {
             held.synced = mark;
             held.last_sync = Some(SystemTime::now());
         }
+    }
+
+    /// What holds for it now. Both specs were found valid when they came.
+    pub fn settings(&self, pool: &Pool) -> Result<Resolved, String> {
+        crds::settings::server(&pool.spec, &self.spec).map_err(|invalid| invalid.to_string())
     }
 
     /// Its `config`, as the host gets it.
