@@ -313,6 +313,7 @@ impl Running {
                 give(&agent, &server, target, limits).await
             };
             if let Some(gap) = gap {
+                let _ = events.send(Event::Gap(gap));
                 gaps.lock().unwrap_or_else(PoisonError::into_inner).push(micros(gap));
             }
             let _ = events.send(Event::HandoffEnded(uid, ended));

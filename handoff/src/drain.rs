@@ -14,8 +14,13 @@ use crate::{
 /// Bounds of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Handoffs in flight at once.
+    /// Handoffs in flight at once, at most.
     pub max_concurrency: usize,
+    /// Handoffs in flight at once to begin with. Preparing one costs the same cores that shorten the gap of another,
+    /// so the number grows only while gaps are short, and shrinks when they are not.
+    pub first_concurrency: usize,
+    /// A gap up to this long is short.
+    pub short_gap: Duration,
     /// Graceful stops in flight at once.
     pub stop_concurrency: usize,
     /// Consecutive failed handoffs after which no more are begun.
@@ -34,6 +39,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_concurrency: 50,
+            first_concurrency: 8,
+            short_gap: Duration::from_millis(8),
             stop_concurrency: 50,
             stop_after_failures: 3,
             plan_wait: Duration::from_secs(1),
@@ -95,6 +102,8 @@ pub enum Ended {
 pub enum Event {
     /// A plan, or a better one.
     Plan(Plan),
+    /// How long a server was served nowhere in its handoff.
+    Gap(Duration),
     /// A handoff is over.
     HandoffEnded(ServerUid, Ended),
     /// A graceful stop is over; `false`: its last state could not be written.
@@ -174,6 +183,8 @@ struct Waiting {
 pub struct Drain {
     limits: Limits,
     deadline: Instant,
+    hurry: Instant,
+    window: usize,
     plan_deadline: Instant,
     plan: Option<Plan>,
     waiting: Vec<Waiting>,
@@ -203,6 +214,8 @@ impl Drain {
         let mut drain = Self {
             limits,
             deadline,
+            hurry: now + (deadline - now) / 2,
+            window: limits.first_concurrency.clamp(1, limits.max_concurrency.max(1)),
             plan_deadline: now + limits.plan_wait,
             plan: standing,
             waiting,
@@ -240,6 +253,7 @@ impl Drain {
                 self.waiting.iter_mut().for_each(|waiting| waiting.tried.clear());
                 self.plan = Some(plan);
             }
+            Event::Gap(gap) => self.adapt(gap, now),
             Event::HandoffEnded(server, ended) => self.handoff_ended(&server, ended, now),
             Event::StopEnded(server, written) => {
                 if self.stopping.remove(&server) {
@@ -250,6 +264,18 @@ impl Drain {
             Event::Tick => {}
         }
         self.advance(now)
+    }
+
+    /// Additive increase, multiplicative decrease; past half of the time everything that the pool allows.
+    fn adapt(&mut self, gap: Duration, now: Instant) {
+        let window = if now >= self.hurry {
+            self.limits.max_concurrency
+        } else if gap <= self.limits.short_gap {
+            self.window + 1
+        } else {
+            self.window * 3 / 4
+        };
+        self.window = window.clamp(2, self.limits.max_concurrency.max(2));
     }
 
     fn handoff_ended(&mut self, server: &ServerUid, ended: Ended, now: Instant) {
@@ -344,7 +370,10 @@ impl Drain {
                 }
                 continue;
             }
-            if self.moving.len() >= self.limits.max_concurrency || self.store_is_resting(now) || self.plan.is_none() {
+            if self.moving.len() >= self.window.min(self.limits.max_concurrency)
+                || self.store_is_resting(now)
+                || self.plan.is_none()
+            {
                 kept.push(waiting);
                 continue;
             }

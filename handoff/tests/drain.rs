@@ -88,6 +88,18 @@ fn no_more_than_the_limit_is_in_flight_and_each_end_begins_another() {
 }
 
 #[test]
+fn more_at_once_only_while_gaps_are_short() {
+    let limits = Limits { first_concurrency: 4, ..Limits::default() };
+    let (mut drain, actions) = start((0..40).map(job).collect(), Some(plan(vec![candidate("b", true, 0, 99)])), limits);
+    assert_eq!(handoffs(&actions).len(), 4);
+    assert_eq!(handoffs(&drain.on(Event::Gap(Duration::from_millis(3)), at(1))).len(), 1);
+    assert_eq!(handoffs(&drain.on(Event::Gap(Duration::from_millis(30)), at(2))).len(), 0);
+    assert_eq!(handoffs(&drain.on(Event::HandoffEnded(uid(0), Ended::Moved), at(3))).len(), 0);
+    // Past half of the time there is no more waiting.
+    assert_eq!(handoffs(&drain.on(Event::Gap(Duration::from_millis(30)), at(MINUTE / 2))).len(), 35);
+}
+
+#[test]
 fn servers_go_to_the_newest_revision_and_spread_by_load() {
     let pods = vec![candidate("old", false, 0, 100), candidate("b", true, 1, 100), candidate("c", true, 0, 100)];
     let (_, actions) = start((0..3).map(job).collect(), Some(plan(pods)), Limits::default());
