@@ -214,7 +214,8 @@ async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
         ..Limits::default()
     };
     let mut plans = agent.plan.subscribe();
-    let standing = running.take_plan(Some(PLAN_FRESH));
+    // Without a session no better plan can come.
+    let standing = running.take_plan(Some(PLAN_FRESH)).filter(|plan| plan.is_good_enough() || !agent.operator.is_open());
     let now = agent.clock.now();
     let deadline = now + running.deadline.saturating_duration_since(Instant::now());
     let (mut drain, mut actions) = Drain::start(limits, jobs, standing, now, deadline);

@@ -86,6 +86,15 @@ pub struct Plan {
     pub more_expected: bool,
 }
 
+impl Plan {
+    /// Whether to begin on this plan while a better one may come any moment. Without a pod of the newest revision it is
+    /// likely of the time just before one became ready, and its targets are the next to die: a server should move once.
+    #[must_use]
+    pub fn is_good_enough(&self) -> bool {
+        self.candidates.iter().any(|candidate| candidate.newest)
+    }
+}
+
 /// How one handoff ended, for the drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {

@@ -100,6 +100,12 @@ fn more_at_once_only_while_gaps_are_short() {
 }
 
 #[test]
+fn a_plan_of_pods_that_die_next_is_not_begun_on() {
+    assert!(!plan(vec![candidate("old", false, 0, 9)]).is_good_enough());
+    assert!(plan(vec![candidate("old", false, 0, 9), candidate("new", true, 0, 9)]).is_good_enough());
+}
+
+#[test]
 fn servers_go_to_the_newest_revision_and_spread_by_load() {
     let pods = vec![candidate("old", false, 0, 100), candidate("b", true, 1, 100), candidate("c", true, 0, 100)];
     let (_, actions) = start((0..3).map(job).collect(), Some(plan(pods)), Limits::default());

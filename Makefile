@@ -1,0 +1,72 @@
+# The only entry points; `make help` lists them. On a bare Debian, as root, nothing needs to be installed before.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench lint generate images unit cluster-test cluster-up cluster-down
+
+# What is costly to make and not part of the sources: builds, images, the cluster.
+export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
+export CARGO_TARGET_DIR ?= $(DURABLE_CACHE)/target
+# One target and one profile for images and tests alike: what is tested is what ships.
+export CARGO_BUILD_TARGET := x86_64-unknown-linux-musl
+export CC_x86_64_unknown_linux_musl := musl-gcc
+export CARGO_TERM_COLOR ?= never
+# Errors are sentences; a stripped binary has no more to say.
+export RUST_LIB_BACKTRACE ?= 0
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+BUILT := $(CARGO_TARGET_DIR)/$(CARGO_BUILD_TARGET)/release
+IMAGE = e2e/cluster/image $(DURABLE_CACHE)/images/$(1).tar durable-server/$(1):$(VERSION)
+CERTIFICATES := /etc/ssl/certs/ca-certificates.crt
+CARGO_DENY := $(DURABLE_CACHE)/tools/bin/cargo-deny
+PART := @e2e/part
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: images ## a rolling restart of 300 rooms under load: direct, by the store, and without handoff
+	cargo run --release -q -p e2e -- demo
+
+test: ## everything: lint, unit, property and model tests, then the real cluster
+	@begun=$$(date +%s); $(MAKE) --no-print-directory lint unit cluster-test; echo "== all: $$(($$(date +%s) - begun)) s"
+
+bench: images ## rolling restarts until the gap's percentiles mean something
+	cargo run --release -q -p e2e -- bench
+
+lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisories, chart
+	$(PART) format cargo fmt --all --check
+	$(PART) clippy cargo clippy --release --workspace --all-targets -- -D warnings
+	$(PART) "generated files" e2e/stale
+	$(PART) "licences, bans, sources" $(CARGO_DENY) --log-level warn check bans licenses sources
+	$(PART) advisories e2e/advisories $(CARGO_DENY)
+	$(PART) chart e2e/chart
+
+generate: setup ## write the files that are generated: the resource definitions
+	cargo run --release -q -p crds --bin crdgen
+
+images: setup ## build the images, without a container engine
+	cargo build --release -p operator -p agent -p rooms
+	@$(call IMAGE,operator) /durable-operator=$(BUILT)/durable-operator
+	@$(call IMAGE,agent) /durable-agent=$(BUILT)/durable-agent $(CERTIFICATES)=$(CERTIFICATES)
+	@$(call IMAGE,rooms) /rooms=$(BUILT)/rooms
+	@$(call IMAGE,seaweedfs) /weed=$(DURABLE_CACHE)/cluster/bin/weed
+
+unit: setup ## unit, property and model tests
+	$(PART) "build of the tests" cargo test --release --workspace --no-run -q
+	$(PART) "unit, property and model tests" cargo test --release --workspace --exclude e2e -q
+	$(PART) "unit tests of the test tools" cargo test --release -p e2e --lib --bins -q
+
+cluster-test: images ## tests on a real cluster, or on that of E2E_KUBECONFIG
+	$(PART) "real cluster" cargo test --release -p e2e --test '*' -- --test-threads=1 --nocapture
+
+cluster-up: images ## bring the cluster up with the product installed
+	cargo run --release -q -p e2e -- up
+
+cluster-down: ## stop the cluster and delete its data
+	e2e/cluster/cluster down
+
+setup: ## install what a bare Debian lacks
+	@e2e/setup
+
+$(CARGO_DENY): | setup
+	cargo install -q --locked cargo-deny --version 0.20.2 --root $(DURABLE_CACHE)/tools

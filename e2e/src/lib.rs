@@ -1,0 +1,21 @@
+//! The real cluster: brings one up, installs the product, makes load from outside, breaks things, measures.
+//!
+//! Nothing here knows the product's own types: the tests read what `kubectl` would show and what a client would get,
+//! so that a field that is renamed or a number that is wrong is seen.
+
+#![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
+
+pub mod cluster;
+pub mod fault;
+pub mod figures;
+pub mod http;
+pub mod ledger;
+pub mod live;
+pub mod load;
+pub mod metrics;
+pub mod process;
+pub mod report;
+pub mod rollout;
+pub mod rooms;
+pub mod view;
+pub mod wait;

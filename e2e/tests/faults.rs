@@ -1,0 +1,114 @@
+//! What breaks in the middle of a drain costs nothing that was acknowledged.
+
+#![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::cluster::{Cluster, OPERATOR, SYSTEM, Store};
+use e2e::fault::{self, Killed};
+use e2e::rooms::Rooms;
+use e2e::view::Pod;
+use e2e::wait::until;
+use serde_json::json;
+
+const ROOMS: usize = 300;
+const WRITES: u32 = 100;
+const DRAIN: Duration = Duration::from_mins(1);
+
+/// Three pods with rooms, and the one that is to be emptied first.
+async fn three_pods(name: &str) -> Result<(Rooms, Vec<Pod>)> {
+    let cluster = Cluster::up(Store::Outside).await?;
+    // A short drain, so that one that cannot go on is over soon.
+    let pool = json!({ "handoffOnShutdown": { "timeout": "15s" } });
+    let rooms = Rooms::start(&cluster, name, 3, pool).await?;
+    rooms.create(ROOMS, 4096).await?;
+    let pods = rooms.ready_pods(3).await?;
+    Ok((rooms, pods))
+}
+
+/// Waits until another pod has begun to serve what this one had: the drain is in full swing.
+async fn in_mid_drain(rooms: &Rooms, begun_before: usize) -> Result<()> {
+    until("the first servers have moved", DRAIN, async || Ok((rooms.ledger.len() > begun_before + 20).then_some(())))
+        .await
+}
+
+async fn gone(rooms: &Rooms, pod: &Pod) -> Result<()> {
+    until(&format!("{} is gone", pod.name), DRAIN, async || {
+        Ok((!rooms.view.pods().iter().any(|other| other.uid == pod.uid)).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn without_the_operator_servers_move_by_the_standing_plan() -> Result<()> {
+    let (rooms, pods) = three_pods("no-operator").await?;
+    let source = &pods[0];
+    let had = rooms.view.servers().iter().filter(|server| server.pod == source.name).count();
+    let moved = fault::under_load(&rooms, ROOMS, WRITES, async |_| {
+        let restored = rooms.cluster.clone();
+        restored.scale(SYSTEM, OPERATOR, 0).await?;
+        let before = rooms.ledger.begins_elsewhere(&source.name);
+        rooms.delete_pod(&source.name).await?;
+        gone(&rooms, source).await?;
+        let moved = rooms.ledger.begins_elsewhere(&source.name) - before;
+        restored.scale(SYSTEM, OPERATOR, 1).await?;
+        ensure!(moved >= had, "only {moved} of {had} servers moved while the operator was down");
+        Ok(Killed::new())
+    })
+    .await?;
+    ensure!(moved.failures.is_empty(), "requests failed: {:?}", moved.failures);
+    rooms.close().await
+}
+
+#[tokio::test]
+async fn a_target_that_is_killed_in_mid_drain_takes_nothing_with_it() -> Result<()> {
+    let (rooms, pods) = three_pods("target-killed").await?;
+    fault::under_load(&rooms, ROOMS, WRITES, async |_| {
+        let before = rooms.ledger.len();
+        rooms.delete_pod(&pods[0].name).await?;
+        in_mid_drain(&rooms, before).await?;
+        Ok(Killed::from([(pods[1].name.clone(), fault::kill(&rooms, &pods[1])?)]))
+    })
+    .await?;
+    rooms.close().await
+}
+
+#[tokio::test]
+async fn a_source_that_is_killed_in_mid_drain_loses_nothing_acknowledged() -> Result<()> {
+    let (rooms, pods) = three_pods("source-killed").await?;
+    fault::under_load(&rooms, ROOMS, WRITES, async |_| {
+        let before = rooms.ledger.len();
+        rooms.delete_pod(&pods[0].name).await?;
+        in_mid_drain(&rooms, before).await?;
+        Ok(Killed::from([(pods[0].name.clone(), fault::kill(&rooms, &pods[0])?)]))
+    })
+    .await?;
+    rooms.close().await
+}
+
+#[tokio::test]
+async fn without_the_store_the_source_serves_on_and_says_why() -> Result<()> {
+    let (rooms, pods) = three_pods("no-store").await?;
+    let source = &pods[0];
+    fault::under_load(&rooms, ROOMS, WRITES, async |_| {
+        let stopped = rooms.cluster.stop_process("s3").await?;
+        rooms.delete_pod(&source.name).await?;
+        let why = until("the drain says what blocks it", DRAIN, async || {
+            let drain = rooms.view.handoffs().into_iter().find(|handoff| handoff.source == source.name);
+            Ok(drain.map(|drain| drain.status.blocked_by).filter(|why| !why.is_empty()))
+        })
+        .await?;
+        ensure!(why.contains("store"), "blocked by `{why}`");
+        let served = rooms.view.servers().into_iter().find(|server| server.pod == source.name);
+        let served = served.context("the source has no server left")?;
+        let answer = rooms.get(&format!("/{}/count", served.name)).await?;
+        ensure!(answer.status() == 200, "{}: {}", served.name, answer.status());
+        gone(&rooms, source).await?;
+        drop(stopped);
+        Ok(BTreeMap::new())
+    })
+    .await?;
+    rooms.close().await
+}
