@@ -172,7 +172,7 @@ pub struct Agent {
     pub peers: crate::peer::Peers,
     /// Requests to the store, counted.
     pub store_counts: Arc<Counts>,
-    /// Turns to freeze: no more at once than cores, or they queue on them.
+    /// Turns to freeze: on half of the cores, since a freeze in one pod is an activation in another at the same time.
     pub freezes: Arc<Semaphore>,
     /// Turns to start.
     pub starts: Arc<Semaphore>,
@@ -207,7 +207,7 @@ impl Agent {
             draining: Draining::default(),
             peers: crate::peer::Peers::default(),
             store_counts: Arc::default(),
-            freezes: Arc::new(Semaphore::new(cores.max(2))),
+            freezes: Arc::new(Semaphore::new((cores / 2).max(1))),
             starts: Arc::new(Semaphore::new(STARTS_AT_ONCE)),
             syncs: Arc::new(Semaphore::new(SYNCS_AT_ONCE)),
             // Attempts of a later run of this agent must be higher than those of an earlier one.

@@ -42,6 +42,9 @@ const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
 /// Progress reports to the operator, at most.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
+/// Until the Services of every node lead elsewhere: kube-proxy writes its rules once a second at most.
+pub const ENDPOINTS_CHANGE: Duration = Duration::from_millis(1500);
+
 /// For the operator to record the end of the drain.
 const SEEN_WAIT: Duration = Duration::from_secs(1);
 
@@ -74,6 +77,7 @@ impl Trigger {
 /// Whether this pod is being emptied, and whether that is over.
 pub struct Draining {
     begun: AtomicBool,
+    began: Mutex<Option<Instant>>,
     announced: AtomicBool,
     done: watch::Sender<bool>,
     seen: watch::Sender<bool>,
@@ -84,6 +88,7 @@ impl Default for Draining {
     fn default() -> Self {
         Self {
             begun: AtomicBool::new(false),
+            began: Mutex::new(None),
             announced: AtomicBool::new(false),
             done: watch::Sender::new(false),
             seen: watch::Sender::new(false),
@@ -97,6 +102,12 @@ impl Draining {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.begun.load(Ordering::SeqCst)
+    }
+
+    /// When the drain began; now, if it has not.
+    #[must_use]
+    pub fn began(&self) -> Instant {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Instant::now)
     }
 
     /// The operator recorded the end of the drain.
@@ -125,8 +136,9 @@ pub fn begin(agent: &Arc<Agent>, trigger: Trigger) {
     if agent.draining.begun.swap(true, Ordering::SeqCst) {
         return;
     }
+    *agent.draining.began.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     tracing::info!(?trigger, servers = agent.servers.len(), "drain begins");
-    agent.gateway.drain_connections();
+    tokio::spawn(move_clients_on(agent.clone()));
     agent.metrics.drain(trigger.name());
     crate::session::tell_status(agent);
     let agent = agent.clone();
@@ -147,6 +159,13 @@ pub fn begin(agent: &Arc<Agent>, trigger: Trigger) {
         }
         agent.draining.done.send_replace(true);
     });
+}
+
+/// Asks clients to come back on another connection once that leads to another pod. Asked before the Services' rules
+/// have changed, they come back here, a thousand times a second.
+async fn move_clients_on(agent: Arc<Agent>) {
+    time::sleep(ENDPOINTS_CHANGE).await;
+    agent.gateway.drain_connections();
 }
 
 /// Waits for servers that are on their way in: refusing new ones has begun already.
@@ -215,7 +234,8 @@ async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
     };
     let mut plans = agent.plan.subscribe();
     // Without a session no better plan can come.
-    let standing = running.take_plan(Some(PLAN_FRESH)).filter(|plan| plan.is_good_enough() || !agent.operator.is_open());
+    let standing =
+        running.take_plan(Some(PLAN_FRESH)).filter(|plan| plan.is_good_enough() || !agent.operator.is_open());
     let now = agent.clock.now();
     let deadline = now + running.deadline.saturating_duration_since(Instant::now());
     let (mut drain, mut actions) = Drain::start(limits, jobs, standing, now, deadline);

@@ -6,7 +6,7 @@ use agent::{
     agent::Agent,
     cleanup,
     config::{Config, GRACE_MARGIN},
-    draining::{self, Trigger},
+    draining::{self, ENDPOINTS_CHANGE, Trigger},
     gateway::{Gateway, Identity, Limits},
     hooks,
     host::HostClient,
@@ -28,7 +28,7 @@ use tokio::{
 /// The largest state until the pool's settings say otherwise, bytes.
 const MAX_STATE: u64 = 64 << 20;
 
-/// For answers under way when the time is over.
+/// For answers under way when clients were asked to move on, or when the time is over.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// After the drain, requests that come by a Service that has not noticed yet are still passed on: this long after
@@ -130,6 +130,7 @@ async fn end(agent: &Arc<Agent>, gateway: JoinHandle<()>) {
     let latest = Instant::now() + agent.config.grace().saturating_sub(GRACE_MARGIN);
     draining::begin(agent, Trigger::Sigterm);
     agent.draining.finished().await;
+    time::sleep_until((agent.draining.began() + ENDPOINTS_CHANGE + LAST_ANSWERS).min(latest)).await;
     let quiet = || {
         let last = agent.gateway.last_request();
         agent.gateway.in_flight() == 0 && last.is_none_or(|last| last.elapsed() >= QUIET)

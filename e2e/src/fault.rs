@@ -50,6 +50,7 @@ where
 pub fn kill(rooms: &Rooms, pod: &Pod) -> Result<u64> {
     let (agent, mut all) = rooms.processes(pod)?;
     all.push(agent);
+    let before = now();
     process::kill(&all)?;
-    Ok(now())
+    Ok(before)
 }

@@ -24,7 +24,7 @@ const MAX_REPORTS: usize = 1_000_000;
 /// No report of a living host is longer on its way.
 const REPORTING: Duration = Duration::from_millis(300);
 /// What a host has seen in its last so many nanoseconds before it is killed, nobody may ever hear of.
-const UNREPORTED: u64 = 100_000_000;
+const UNREPORTED: u64 = 250_000_000;
 
 /// A host began or ended to serve a server. They sort by time, and at one instant the end comes first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

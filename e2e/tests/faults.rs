@@ -100,11 +100,12 @@ async fn without_the_store_the_source_serves_on_and_says_why() -> Result<()> {
             Ok(drain.map(|drain| drain.status.blocked_by).filter(|why| !why.is_empty()))
         })
         .await?;
-        ensure!(why.contains("store"), "blocked by `{why}`");
+        ensure!(why.to_lowercase().contains("store"), "blocked by `{why}`");
         let served = rooms.view.servers().into_iter().find(|server| server.pod == source.name);
         let served = served.context("the source has no server left")?;
         let answer = rooms.get(&format!("/{}/count", served.name)).await?;
-        ensure!(answer.status() == 200, "{}: {}", served.name, answer.status());
+        let said = String::from_utf8_lossy(answer.body());
+        ensure!(answer.status() == 200, "{} in {}: {} {said}", served.name, source.name, answer.status());
         gone(&rooms, source).await?;
         drop(stopped);
         Ok(BTreeMap::new())
