@@ -6,7 +6,7 @@ COPY . .
 ENV CC_x86_64_unknown_linux_musl=musl-gcc
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --release --target x86_64-unknown-linux-musl -p operator -p agent -p rooms && \
-    cp target/x86_64-unknown-linux-musl/release/durable-operator target/x86_64-unknown-linux-musl/release/agent \
+    cp target/x86_64-unknown-linux-musl/release/durable-operator target/x86_64-unknown-linux-musl/release/durable-agent \
        target/x86_64-unknown-linux-musl/release/rooms /
 
 FROM scratch AS operator

@@ -11,6 +11,9 @@ use crate::{
     source::Cause,
 };
 
+/// Handoffs in flight however long the gaps are: on a machine that is busy with something else, waiting does not help.
+const FLOOR: usize = 4;
+
 /// Bounds of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -40,7 +43,7 @@ impl Default for Limits {
         Self {
             max_concurrency: 50,
             first_concurrency: 8,
-            short_gap: Duration::from_millis(8),
+            short_gap: Duration::from_millis(15),
             stop_concurrency: 50,
             stop_after_failures: 3,
             plan_wait: Duration::from_secs(1),
@@ -284,7 +287,7 @@ impl Drain {
         } else {
             self.window * 3 / 4
         };
-        self.window = window.clamp(2, self.limits.max_concurrency.max(2));
+        self.window = window.clamp(FLOOR, self.limits.max_concurrency.max(FLOOR));
     }
 
     fn handoff_ended(&mut self, server: &ServerUid, ended: Ended, now: Instant) {
