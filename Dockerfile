@@ -16,7 +16,7 @@ ENTRYPOINT ["/durable-operator"]
 
 FROM scratch AS agent
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=build /agent /durable-agent
+COPY --from=build /durable-agent /durable-agent
 USER 65532:65532
 ENTRYPOINT ["/durable-agent"]
 
