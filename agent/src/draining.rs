@@ -257,7 +257,10 @@ async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
         let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
         let event = tokio::select! {
             event = inbox.recv() => event.unwrap_or(Event::Tick),
-            Ok(()) = plans.changed() => running.take_plan(None).map_or(Event::Tick, Event::Plan),
+            Ok(()) = plans.changed() => {
+                let plan = running.take_plan(None).filter(|plan| stale_used || plan.is_good_enough());
+                plan.map_or(Event::Tick, Event::Plan)
+            }
             () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
         };
         let mut events = vec![event];
@@ -267,7 +270,7 @@ async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
         }
         if !stale_used && stale <= Instant::now() {
             stale_used = true;
-            // The operator did not answer: its last word is better than none, and targets check offers themselves.
+            // No better plan came: the last one is better than none, and targets check offers themselves.
             events.extend(running.take_plan(None).map(Event::Plan));
         }
         let now = agent.clock.now();
