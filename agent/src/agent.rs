@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use crds::DurableServerPoolSpec;
-use handoff::{Generation, Instant, PodUid, ServerId, ServerUid, drain, log::Writer};
+use handoff::{Generation, Instant, PodUid, ServerId, drain, log::Writer};
 use store::{Lanes, Log, StoreError, count::Counts};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -308,12 +308,6 @@ impl Agent {
             sequence: held.sequence.0,
             state_version: held.state_version,
         }));
-    }
-
-    /// Whether a server of this uid is here in any way.
-    #[must_use]
-    pub fn has(&self, uid: &ServerUid) -> bool {
-        self.servers.get(uid).is_some() || self.receiving.has(uid)
     }
 }
 

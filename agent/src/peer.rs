@@ -37,12 +37,6 @@ impl Peers {
         let channel = channels.entry(address).or_insert_with(|| open(address)).clone();
         PeerClient::new(channel).max_decoding_message_size(max_message).max_encoding_message_size(max_message)
     }
-
-    /// Forgets peers that are no longer named.
-    pub fn keep_only(&self, addresses: &[SocketAddr]) {
-        let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.retain(|address, _| addresses.contains(address));
-    }
 }
 
 /// An address always makes a valid URI, so it cannot be refused; the connection is opened at first use.

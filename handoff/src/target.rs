@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::{
     ids::{Instant, Sequence},
     log::Header,
-    source::{Final, Mark, State},
+    source::{Final, State},
 };
 
 /// What happened.
@@ -215,7 +215,7 @@ impl<S: Clone> Target<S> {
         let warm = self.warm.take();
         let state = match &last {
             Final::State(state) => Some(state.clone()),
-            Final::Unchanged(mark) => warm.filter(|state: &State<S>| is_same(&state.mark, mark)),
+            Final::Unchanged(mark) => warm.filter(|state| state.mark == *mark),
         };
         let Some(state) = state else {
             return self.refuse("the standby is not of the state that Final names".into(), vec![Action::Stop]);
@@ -310,9 +310,4 @@ impl<S: Clone> Target<S> {
         actions.push(Action::End(outcome));
         actions
     }
-}
-
-/// A revision means nothing without the instance that counted it, and the checksum guards both.
-fn is_same(ours: &Mark, named: &Mark) -> bool {
-    ours == named
 }
