@@ -19,7 +19,7 @@ use anyhow::Context;
 use clap::Parser;
 use handoff::PodUid;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpSocket, UnixListener},
     signal::unix::{SignalKind, signal},
     task::JoinHandle,
     time::{self, Instant},
@@ -53,7 +53,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let gateway = Gateway::new(identity, Limits::default(), routes.clone(), host.clone(), metrics.clone());
     let agent = Agent::new(config, routes, gateway, host, metrics);
-    let gateway = listen(&agent).await?;
+    let gateway = listen(&agent)?;
     tokio::spawn(recover::watch_host(agent.clone()));
     tokio::spawn(begin(agent.clone()));
     tokio::spawn(sync::run(agent.clone()));
@@ -70,23 +70,33 @@ fn init_logs() {
 }
 
 /// Listens on everything. The gateway's task ends after its shutdown, when the last answer is out.
-async fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
+fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
     let config = &agent.config;
-    let gateway = bind(config.gateway_port).await?;
+    let gateway = bind(config.gateway_port)?;
     let serving = agent.clone();
     let served = tokio::spawn(async move { serving.gateway.serve(gateway).await });
-    let peers = bind(config.peer_port).await?;
+    let peers = bind(config.peer_port)?;
     tokio::spawn(peer::serve(agent.clone(), peers));
-    let hooks = bind(config.hook_port).await?;
+    let hooks = bind(config.hook_port)?;
     tokio::spawn(axum::serve(hooks, hooks::router(agent.clone())).into_future());
     let socket = bind_socket(&config.agent_socket())?;
     tokio::spawn(axum::serve(socket, socket::router(agent.clone())).into_future());
     Ok(served)
 }
 
-async fn bind(port: u16) -> anyhow::Result<TcpListener> {
+/// Connections that the kernel may have ready for us. The standard library's 128 on musl are fewer than the clients that
+/// come at once when a server that many wait for has moved; those over it lose their SYN, for a second.
+const BACKLOG: u32 = 4096;
+
+fn bind(port: u16) -> anyhow::Result<TcpListener> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
-    TcpListener::bind(address).await.with_context(|| format!("port {port} cannot be listened on"))
+    let listen = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| format!("port {port} cannot be listened on"))
 }
 
 /// Both containers of the pod run as users of their own, hence the mode.

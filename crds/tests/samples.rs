@@ -1,13 +1,13 @@
 //! The samples that the real API server is tried with: the good ones mean what they say, and what is expected of the
 //! bad ones is still in the schemas.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use crds::{DurableServer, DurableServerPool, settings};
 use serde_json::Value;
 
 fn samples(kind: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/samples").join(kind);
+    let directory = Path::new("tests/samples").join(kind);
     let mut samples = BTreeMap::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();

@@ -287,8 +287,15 @@ fn tool(name: &str) -> PathBuf {
     if own.exists() { own } else { name.into() }
 }
 
-fn repository() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+/// The checkout. As cargo says when it runs this, not when it built it: checkouts share one directory of builds.
+///
+/// # Panics
+///
+/// If not run by cargo.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by `cargo run` or `cargo test`, as the Makefile does");
+    Path::new(&package).join("..")
 }
 
 fn script_path() -> PathBuf {

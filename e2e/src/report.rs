@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use crate::cluster::repository;
 use crate::figures::Spread;
 use crate::metrics::Histograms;
 use crate::rollout::Figures;
@@ -147,8 +147,8 @@ pub fn stages(stages: &Histograms) -> String {
 
 /// Writes figures to `target/figures/<name>.json` of this checkout.
 pub fn write(name: &str, figures: &impl Serialize) -> Result<()> {
-    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/figures"));
-    std::fs::create_dir_all(directory)?;
+    let directory = repository().join("target/figures");
+    std::fs::create_dir_all(&directory)?;
     let path = directory.join(name).with_extension("json");
     let text = serde_json::to_string_pretty(figures)? + "\n";
     std::fs::write(&path, text).with_context(|| path.display().to_string())

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -19,7 +18,7 @@ use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use crate::cluster::{Cluster, OPERATOR, SYSTEM, cluster_ip};
+use crate::cluster::{Cluster, OPERATOR, SYSTEM, cluster_ip, repository};
 use crate::http::Pool;
 use crate::ledger::Ledger;
 use crate::load::{Load, Plan};
@@ -246,7 +245,7 @@ async fn ask(address: SocketAddr, path: &str, here_only: bool) -> Result<Respons
 }
 
 fn manifests() -> Result<Vec<Value>> {
-    let directory = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/rooms/manifests"));
+    let directory = repository().join("examples/rooms/manifests");
     let mut objects = Vec::new();
     for entry in directory.read_dir().with_context(|| directory.display().to_string())? {
         let path = entry?.path();

@@ -5,10 +5,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::cluster::{Cluster, Store};
+use e2e::cluster::{Cluster, Store, repository};
 
 fn samples(kind: &str) -> Result<Vec<PathBuf>> {
-    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/tests/samples")).join(kind);
+    let directory = repository().join("crds/tests/samples").join(kind);
     let entries = directory.read_dir().with_context(|| directory.display().to_string())?;
     let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.sort();

@@ -68,8 +68,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Most that is buffered of one connection's unread input, bytes; also the bound of a request's head.
 const READ_BUFFER: usize = 64 << 10;
 
-/// Connections that the kernel may have ready at the end of accepting (its default backlog is 4096, tokio's 1024).
-const BACKLOG: usize = 1024;
+/// Most connections that the kernel may have ready at the end of accepting: its own limit of a backlog (somaxconn).
+const BACKLOG: usize = 4096;
 
 /// What a gateway may use.
 #[derive(Clone, Debug)]
