@@ -35,6 +35,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// the last of them, the pod may go. Endpoints take up to about a second to change on every node.
 const QUIET: Duration = Duration::from_millis(1500);
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let config = Config::parse();

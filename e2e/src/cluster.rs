@@ -294,7 +294,8 @@ fn tool(name: &str) -> PathBuf {
 /// If not run by cargo.
 #[must_use]
 pub fn repository() -> PathBuf {
-    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("run by `cargo run` or `cargo test`, as the Makefile does");
+    let package =
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("run by `cargo run` or `cargo test`, as the Makefile does");
     Path::new(&package).join("..")
 }
 

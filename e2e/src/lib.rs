@@ -19,3 +19,6 @@ pub mod rollout;
 pub mod rooms;
 pub mod view;
 pub mod wait;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
