@@ -1,12 +1,11 @@
-//! Pooled HTTP/1.1 connections, to the host and to other gateways.
+//! Pooled HTTP/1.1 connections to the host.
 //!
 //! A request must not be lost to a connection that its other end has just closed. So a connection that was idle for
 //! longer than [`IDLE`] is never used again, while whoever we talk to keeps idle ones for longer than that; and a
 //! request that did not leave this process is sent again on another connection.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    net::SocketAddr,
+    collections::VecDeque,
     path::Path,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,29 +23,19 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::UnixStream,
     time::{Instant, timeout},
 };
 
 /// A connection idle for longer than this is not used again. Shorter than the 5 s after which some HTTP servers that
-/// a host may be written with close theirs, and than the time without requests after which a pod's gateway ends.
+/// a host may be written with close theirs.
 pub const IDLE: Duration = Duration::from_secs(1);
 
-/// How long a connection may take to be made. A lost SYN is repeated only after 1 s: trying again is faster.
+/// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_millis(250);
 
-/// Idle connections kept to one address.
-const IDLE_PER_ADDRESS: usize = 256;
-
-/// Where a connection goes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Address {
-    /// The host's unix socket.
-    Socket(Arc<Path>),
-    /// Another gateway.
-    Peer(SocketAddr),
-}
+/// Idle connections kept.
+const MAX_IDLE: usize = 256;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -66,40 +55,34 @@ struct Parked {
     since: Instant,
 }
 
-struct Idle {
-    parked: HashMap<Address, VecDeque<Parked>>,
-    swept: Instant,
-}
-
-/// A pool of connections. Cheap to clone.
+/// A pool of connections to one socket. Cheap to clone.
 #[derive(Clone)]
-pub struct Connections(Arc<Mutex<Idle>>);
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Idle { parked: HashMap::new(), swept: Instant::now() })))
-    }
+pub struct Connections {
+    socket: Arc<Path>,
+    idle: Arc<Mutex<VecDeque<Parked>>>,
 }
 
 impl Connections {
+    /// A pool without connections yet.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.into(), idle: Arc::default() }
+    }
+
     /// Sends a request and returns the answer as soon as its head is here.
-    pub async fn send(
-        &self,
-        address: &Address,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Lent>, SendError> {
-        while let Some(mut sender) = self.take(address) {
+    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
+        while let Some(mut sender) = self.take() {
             match sender.try_send_request(request).await {
-                Ok(answer) => return Ok(self.lend(address, sender, answer)),
+                Ok(answer) => return Ok(self.lend(sender, answer)),
                 Err(mut refused) => match refused.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(SendError::Broken(refused.into_error().to_string())),
                 },
             }
         }
-        let mut sender = connect(address).await?;
+        let mut sender = connect(&self.socket).await?;
         match sender.try_send_request(request).await {
-            Ok(answer) => Ok(self.lend(address, sender, answer)),
+            Ok(answer) => Ok(self.lend(sender, answer)),
             Err(mut refused) => match refused.take_message() {
                 Some(_) => Err(SendError::NotSent(refused.into_error().to_string())),
                 None => Err(SendError::Broken(refused.into_error().to_string())),
@@ -107,41 +90,32 @@ impl Connections {
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Idle> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Parked>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection used last, so that surplus ones age and go.
-    fn take(&self, address: &Address) -> Option<Sender> {
+    fn take(&self) -> Option<Sender> {
         let mut idle = self.idle();
-        let parked = idle.parked.get_mut(address)?;
-        drop_aged(parked, Instant::now());
-        let ready = parked.iter().rposition(|parked| parked.sender.is_ready())?;
-        parked.remove(ready).map(|parked| parked.sender)
+        drop_aged(&mut idle, Instant::now());
+        let ready = idle.iter().rposition(|parked| parked.sender.is_ready())?;
+        idle.remove(ready).map(|parked| parked.sender)
     }
 
-    fn give(&self, address: Address, sender: Sender) {
+    fn give(&self, sender: Sender) {
         if sender.is_closed() {
             return;
         }
         let now = Instant::now();
         let mut idle = self.idle();
-        if now - idle.swept > IDLE {
-            idle.swept = now;
-            idle.parked.retain(|_, parked| {
-                drop_aged(parked, now);
-                !parked.is_empty()
-            });
-        }
-        let parked = idle.parked.entry(address).or_default();
-        if parked.len() < IDLE_PER_ADDRESS {
-            parked.push_back(Parked { sender, since: now });
+        drop_aged(&mut idle, now);
+        if idle.len() < MAX_IDLE {
+            idle.push_back(Parked { sender, since: now });
         }
     }
 
-    fn lend(&self, address: &Address, sender: Sender, answer: Response<Incoming>) -> Response<Lent> {
-        let lender =
-            (!closes(answer.headers())).then(|| Lender { pool: self.clone(), address: address.clone(), sender });
+    fn lend(&self, sender: Sender, answer: Response<Incoming>) -> Response<Lent> {
+        let lender = (!closes(answer.headers())).then(|| Lender { pool: self.clone(), sender });
         answer.map(|body| Lent { body, ended: false, lender })
     }
 }
@@ -156,30 +130,19 @@ fn closes(headers: &HeaderMap) -> bool {
     headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
-async fn connect(address: &Address) -> Result<Sender, SendError> {
+async fn connect(socket: &Path) -> Result<Sender, SendError> {
     let connecting = async {
-        match address {
-            Address::Socket(path) => shake(UnixStream::connect(path).await.map_err(not_sent)?).await,
-            Address::Peer(peer) => {
-                let stream = TcpStream::connect(peer).await.map_err(not_sent)?;
-                stream.set_nodelay(true).map_err(not_sent)?;
-                shake(stream).await
+        let stream = UnixStream::connect(socket).await.map_err(not_sent)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_sent)?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection ended");
             }
-        }
+        });
+        Ok(sender)
     };
-    timeout(CONNECT, connecting)
-        .await
-        .unwrap_or_else(|_| Err(SendError::NotSent(format!("not connected within {CONNECT:?}"))))
-}
-
-async fn shake(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Sender, SendError> {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_sent)?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection ended");
-        }
-    });
-    Ok(sender)
+    let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
+    timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(late()))
 }
 
 // By value for `map_err`.
@@ -190,7 +153,6 @@ fn not_sent(error: impl ToString) -> SendError {
 
 struct Lender {
     pool: Connections,
-    address: Address,
     sender: Sender,
 }
 
@@ -228,9 +190,9 @@ impl Body for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         if (self.ended || self.body.is_end_stream())
-            && let Some(Lender { pool, address, sender }) = self.lender.take()
+            && let Some(Lender { pool, sender }) = self.lender.take()
         {
-            pool.give(address, sender);
+            pool.give(sender);
         }
     }
 }

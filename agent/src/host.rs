@@ -28,7 +28,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::connections::{Address, Connections, Lent, SendError};
+use crate::connections::{Connections, Lent, SendError};
 
 /// Header names of the contract.
 pub mod header {
@@ -192,7 +192,6 @@ struct Answer {
 #[derive(Clone)]
 pub struct HostClient {
     connections: Connections,
-    address: Address,
     max_state: Arc<AtomicU64>,
 }
 
@@ -200,11 +199,7 @@ impl HostClient {
     /// A client of the host on this socket. A state larger than `max_state` bytes is refused.
     #[must_use]
     pub fn new(socket: &Path, max_state: u64) -> Self {
-        Self {
-            connections: Connections::default(),
-            address: Address::Socket(socket.into()),
-            max_state: Arc::new(AtomicU64::new(max_state)),
-        }
+        Self { connections: Connections::new(socket), max_state: Arc::new(AtomicU64::new(max_state)) }
     }
 
     /// Changes the bound of a state's size, in bytes.
@@ -316,7 +311,7 @@ impl HostClient {
 
     /// Passes a user's request on. The answer's body is streamed.
     pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
-        self.connections.send(&self.address, request).await
+        self.connections.send(request).await
     }
 
     fn max_state(&self) -> u64 {
@@ -348,7 +343,7 @@ impl HostClient {
             .body(Full::new(body))
             .map_err(|error| HostError::Invalid(format!("the call cannot be written as HTTP: {error}")))?;
         let exchange = async {
-            let (head, body) = self.connections.send(&self.address, request).await?.into_parts();
+            let (head, body) = self.connections.send(request).await?.into_parts();
             let body = read(body, max_answer).await?;
             Ok(Answer { status: head.status, headers: head.headers, body })
         };

@@ -13,7 +13,6 @@ use std::{
 };
 
 use agent::{
-    connections::{Address, Connections},
     gateway::{Gateway, Identity, Limits},
     host::HostClient,
     metrics::Metrics,
@@ -22,10 +21,11 @@ use agent::{
 use bytes::Bytes;
 use handoff::{Epoch, PodUid, ServerId, ServerUid};
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    client::legacy::connect::HttpConnector,
+    rt::{TokioExecutor, TokioIo},
 };
-use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -112,13 +112,13 @@ impl Pod {
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
-        ask(self.address, Request::get(path)).await
+        ask(Request::get(url(self.address, path))).await
     }
 
     /// A request that is not answered yet.
     async fn held(&self, path: &'static str) -> JoinHandle<(StatusCode, HeaderMap, String)> {
         let address = self.address;
-        let asked = tokio::spawn(async move { ask(address, Request::post(path)).await });
+        let asked = tokio::spawn(async move { ask(Request::post(url(address, path))).await });
         sleep(SETTLE).await;
         assert!(!asked.is_finished());
         asked
@@ -137,9 +137,19 @@ async fn serve_host(listener: UnixListener, host: Arc<Host>, pod: &'static str) 
     }
 }
 
-async fn ask(address: SocketAddr, request: hyper::http::request::Builder) -> (StatusCode, HeaderMap, String) {
-    let request = request.header("host", "test").body(Full::default()).unwrap();
-    let answer = Connections::default().send(&Address::Peer(address), request).await.unwrap();
+type Client = hyper_util::client::legacy::Client<HttpConnector, Full<Bytes>>;
+
+/// A client that keeps connections and never sends a request twice.
+fn client() -> Client {
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http()
+}
+
+fn url(address: SocketAddr, path: &str) -> String {
+    format!("http://{address}{path}")
+}
+
+async fn ask(request: hyper::http::request::Builder) -> (StatusCode, HeaderMap, String) {
+    let answer = client().request(request.body(Full::default()).unwrap()).await.unwrap();
     let (head, body) = answer.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
@@ -236,7 +246,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_twice() {
     let a = Pod::start("a").await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     a.routes.set_there("lobby", &room().uid, Epoch(3), PodUid("b".into()), listener.local_addr().unwrap());
-    let asked = tokio::spawn(ask(a.address, Request::post("/lobby/x")));
+    let asked = tokio::spawn(ask(Request::post(url(a.address, "/lobby/x"))));
     let (mut stream, _) = listener.accept().await.unwrap();
     assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
     drop(stream);
@@ -251,7 +261,7 @@ async fn a_safe_request_is_sent_again() {
     let (a, b) = (Pod::start("a").await, Pod::start("b").await);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     a.routes.set_there("lobby", &room().uid, Epoch(3), PodUid("x".into()), listener.local_addr().unwrap());
-    let asked = tokio::spawn(ask(a.address, Request::get("/lobby/x")));
+    let asked = tokio::spawn(ask(Request::get(url(a.address, "/lobby/x"))));
     let (mut stream, _) = listener.accept().await.unwrap();
     assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
     b.routes.set_here(&room(), Epoch(4));
@@ -274,8 +284,8 @@ async fn every_bound_answers_503_with_retry_after() {
 
     a.routes.set_here(&room(), Epoch(1));
     for (length, expected) in [(8, 200), (9, 503), (17, 413)] {
-        let request = Request::post("/lobby/x").header("host", "test").body(Full::from("x".repeat(length))).unwrap();
-        let answer = Connections::default().send(&Address::Peer(a.address), request).await.unwrap();
+        let request = Request::post(url(a.address, "/lobby/x")).body(Full::from("x".repeat(length))).unwrap();
+        let answer = client().request(request).await.unwrap();
         assert_eq!(answer.status().as_u16(), expected, "{length}");
     }
 }
@@ -322,16 +332,16 @@ async fn a_pod_answers_for_itself_when_told_not_to_forward() {
     let (a, b) = (Pod::start("a").await, Pod::start("b").await);
     b.routes.set_here(&room(), Epoch(2));
     a.points_at(&b, 2);
-    let only = || Request::get("/lobby").header("durable-no-forward", "1");
-    assert_eq!(ask(b.address, only()).await.0, StatusCode::OK);
-    let (status, _, body) = ask(a.address, only()).await;
+    let only = |address| Request::get(url(address, "/lobby")).header("durable-no-forward", "1");
+    assert_eq!(ask(only(b.address)).await.0, StatusCode::OK);
+    let (status, _, body) = ask(only(a.address)).await;
     assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
     assert!(body.contains(&format!("epoch 2 in pod b, gateway {}", b.address)), "{body}");
     b.routes.hold(&room());
-    assert_eq!(ask(b.address, only()).await.0, StatusCode::MISDIRECTED_REQUEST);
+    assert_eq!(ask(only(b.address)).await.0, StatusCode::MISDIRECTED_REQUEST);
     b.routes.set_here(&room(), Epoch(2));
     b.host.not_here.store(true, Ordering::Relaxed);
-    assert_eq!(ask(b.address, only()).await.0, StatusCode::MISDIRECTED_REQUEST);
+    assert_eq!(ask(only(b.address)).await.0, StatusCode::MISDIRECTED_REQUEST);
 }
 
 #[tokio::test]
@@ -373,18 +383,33 @@ async fn a_draining_gateway_serves_and_asks_clients_to_leave() {
 }
 
 #[tokio::test]
-async fn peers_do_not_pool_connections_to_a_draining_gateway() {
+async fn a_gateway_that_ends_breaks_no_request_of_another() {
     let (a, b) = (Pod::start("a").await, Pod::start("b").await);
     b.routes.set_here(&room(), Epoch(2));
     a.points_at(&b, 2);
-    b.gateway.drain_connections();
-    for _ in 0..3 {
-        let (status, headers, _) = a.get("/lobby").await;
-        assert_eq!(status, StatusCode::OK);
-        assert!(!headers.contains_key("connection"));
+    let client = client();
+    let clients = (0..8).map(|_| {
+        let (client, url) = (client.clone(), url(a.address, "/lobby"));
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                let answer = client.request(Request::post(&url).body(Full::from("x")).unwrap()).await.unwrap();
+                assert_eq!(answer.status(), StatusCode::OK);
+                answer.into_body().collect().await.unwrap();
+            }
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    while b.host.requests() < 200 {
+        sleep(Duration::from_millis(1)).await;
     }
-    sleep(SETTLE).await;
-    assert!(b.metrics.encode().contains("durable_agent_gateway_connections 0"));
+    b.gateway.drain_connections();
+    b.gateway.shutdown();
+    timeout(Duration::from_secs(5), b.served).await.unwrap().unwrap();
+    a.routes.set_here(&room(), Epoch(3));
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert_eq!(a.host.requests() + b.host.requests(), 800);
 }
 
 #[tokio::test]
@@ -392,20 +417,19 @@ async fn connections_are_used_again() {
     let (a, b) = (Pod::start("a").await, Pod::start("b").await);
     b.routes.set_here(&room(), Epoch(2));
     a.points_at(&b, 2);
-    let pool = Connections::default();
-    let address = Address::Peer(a.address);
-    let client = async || {
+    let client = client();
+    let asks = async || {
         for _ in 0..100 {
-            let request = Request::post("/lobby").header("host", "test").body(Full::from("x")).unwrap();
-            let answer = pool.send(&address, request).await.unwrap();
+            let request = Request::post(url(a.address, "/lobby")).body(Full::from("x")).unwrap();
+            let answer = client.request(request).await.unwrap();
             answer.into_body().collect().await.unwrap();
         }
     };
-    futures::future::join_all((0..8).map(|_| client())).await;
+    futures::future::join_all((0..8).map(|_| asks())).await;
     assert_eq!(b.host.requests(), 800);
     let connections = b.host.connections.load(Ordering::Relaxed);
     assert!(connections <= 16, "{connections}");
-    assert!(b.metrics.encode().contains("durable_agent_gateway_connections 8"), "{}", b.metrics.encode());
+    assert!(b.metrics.encode().contains("durable_agent_gateway_connections 1"), "{}", b.metrics.encode());
 }
 
 #[tokio::test]
@@ -414,148 +438,11 @@ async fn bodies_pass_whole_both_ways() {
     b.routes.set_here(&room(), Epoch(2));
     a.points_at(&b, 2);
     let sent = "0123456789".repeat(100_000);
-    let pool = Connections::default();
+    let client = client();
     for _ in 0..3 {
-        let mut request = Request::new(Full::from(sent.clone()));
-        *request.method_mut() = Method::PUT;
-        *request.uri_mut() = "/lobby/file".parse().unwrap();
-        request.headers_mut().insert("host", "test".parse().unwrap());
-        let answer = pool.send(&Address::Peer(a.address), request).await.unwrap();
+        let request = Request::put(url(a.address, "/lobby/file")).body(Full::from(sent.clone())).unwrap();
+        let answer = client.request(request).await.unwrap();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         assert!(body.ends_with(sent.as_bytes()));
-    }
-}
-
-mod rules {
-    use super::*;
-
-    /// What is done to the routes of pod `me`, in order.
-    enum Step {
-        Here(&'static str, u64),
-        Hold(&'static str),
-        There(&'static str, u64, &'static str),
-        Release(&'static str),
-        Directory(&'static str, u64, &'static str),
-        Complete,
-        Removed,
-    }
-    use Step::{Complete, Directory, Here, Hold, Release, Removed, There};
-
-    fn gateway() -> SocketAddr {
-        "10.0.0.1:7070".parse().unwrap()
-    }
-
-    fn take(routes: &Routes, step: &Step) {
-        let id = |uid: &str| ServerId { uid: ServerUid(uid.into()), ..room() };
-        match step {
-            Here(uid, epoch) => routes.set_here(&id(uid), Epoch(*epoch)),
-            Hold(uid) => routes.hold(&id(uid)),
-            There(uid, epoch, pod) => {
-                routes.set_there("lobby", &ServerUid((*uid).into()), Epoch(*epoch), PodUid((*pod).into()), gateway());
-            }
-            Release(uid) => routes.release_local(&id(uid)),
-            Directory(uid, epoch, pod) => routes.apply(DirectoryUpdate {
-                entries: vec![DirectoryEntry {
-                    name: "lobby".into(),
-                    uid: ServerUid((*uid).into()),
-                    epoch: Epoch(*epoch),
-                    pod_uid: PodUid((*pod).into()),
-                    gateway: (!pod.is_empty()).then(gateway),
-                }],
-                ..DirectoryUpdate::default()
-            }),
-            Complete => routes.apply(directory(Vec::new())),
-            Removed => {
-                routes.apply(DirectoryUpdate { removed: vec!["lobby".into()], ..DirectoryUpdate::default() });
-            }
-        }
-    }
-
-    fn shown(routes: &Routes) -> String {
-        match routes.find("lobby") {
-            Found::NotYet => "not yet".into(),
-            Found::Unknown => "unknown".into(),
-            Found::Known(route) => {
-                let way = match &route.way {
-                    Way::Here(_) => "here".to_owned(),
-                    Way::Held => "held".to_owned(),
-                    Way::There { pod, .. } => pod.0.clone(),
-                    Way::Nowhere => "nowhere".to_owned(),
-                };
-                format!("{way} {}/{}", route.uid, route.epoch)
-            }
-        }
-    }
-
-    #[test]
-    fn what_counts_of_what_is_known() {
-        let table: &[(&[Step], &str)] = &[
-            (&[], "not yet"),
-            (&[Complete], "unknown"),
-            (&[Directory("u", 3, "a")], "a u/3"),
-            (&[Directory("u", 0, "")], "nowhere u/0"),
-            (&[Directory("u", 3, "me")], "nowhere u/3"),
-            (&[Directory("u", 3, "a"), Directory("u", 0, "")], "nowhere u/0"),
-            // What this pod holds counts against the same or an older epoch, and against its own name.
-            (&[Here("u", 3), Directory("u", 3, "a")], "here u/3"),
-            (&[Here("u", 3), Directory("u", 2, "a")], "here u/3"),
-            (&[Here("u", 3), Directory("u", 0, "")], "here u/3"),
-            (&[Here("u", 3), Directory("u", 4, "a")], "a u/4"),
-            (&[Here("u", 3), Directory("u", 4, "me")], "here u/3"),
-            (&[Here("u", 3), Hold("u"), Directory("u", 3, "a")], "held u/3"),
-            // A start holds the requests of a dead owner's server, not those of a later one's.
-            (&[Directory("u", 3, "a"), Hold("u")], "held u/3"),
-            (&[Directory("u", 3, "a"), Hold("u"), Directory("u", 5, "b")], "b u/5"),
-            (&[Directory("u", 3, "a"), Hold("u"), Here("u", 5)], "here u/5"),
-            (&[Directory("u", 3, "a"), Hold("u"), Release("u")], "a u/3"),
-            // A handoff from here is known here first.
-            (&[Here("u", 3), Hold("u"), There("u", 4, "b")], "b u/4"),
-            (&[Here("u", 3), There("u", 4, "b"), Directory("u", 3, "me")], "b u/4"),
-            (&[Here("u", 3), There("u", 4, "b"), Directory("u", 4, "b")], "b u/4"),
-            (&[Here("u", 3), There("u", 4, "b"), Directory("u", 6, "c")], "c u/6"),
-            (&[Here("u", 3), There("u", 4, "b"), There("u", 3, "a")], "b u/4"),
-            (&[Here("u", 3), There("u", 3, "a")], "here u/3"),
-            (&[Here("u", 3), There("u", 4, "me")], "here u/3"),
-            // What was released is not looked for where it was before.
-            (&[Directory("u", 2, "a"), Here("u", 3), Release("u")], "nowhere u/3"),
-            (&[Here("u", 3), Release("u"), Directory("u", 5, "b")], "b u/5"),
-            (&[Directory("u", 5, "b"), Here("u", 3), Release("u")], "b u/5"),
-            (&[Directory("u", 5, "b"), Hold("v"), Release("u")], "b u/5"),
-            // A name that was deleted and made again.
-            (&[Here("u", 3), Directory("v", 1, "b")], "b v/1"),
-            (&[Here("u", 3), Directory("v", 0, "")], "nowhere v/0"),
-            (&[There("u", 9, "a"), Directory("v", 1, "b")], "b v/1"),
-            (&[Directory("v", 1, "b"), There("u", 9, "a")], "b v/1"),
-            (&[Here("u", 3), Directory("v", 1, "b"), Here("v", 2)], "here v/2"),
-            // A whole directory, and names that are gone.
-            (&[There("u", 4, "b"), Complete], "unknown"),
-            (&[Directory("u", 4, "b"), Complete], "unknown"),
-            (&[Here("u", 3), Complete], "here u/3"),
-            (&[Here("u", 3), Hold("u"), Complete, Release("u")], "nowhere u/3"),
-            (&[Here("u", 3), Directory("u", 3, "me"), Removed], "here u/3"),
-            (&[Directory("u", 3, "a"), Complete, Removed], "unknown"),
-        ];
-        for (row, (steps, expected)) in table.iter().enumerate() {
-            let routes = Routes::new(PodUid("me".into()));
-            steps.iter().for_each(|step| take(&routes, step));
-            assert_eq!(shown(&routes), *expected, "row {row}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_is_woken_by_a_change_and_by_nothing_else() {
-        let routes = Routes::new(PodUid("me".into()));
-        routes.set_here(&room(), Epoch(1));
-        routes.hold(&room());
-        let seen = routes.find("lobby");
-        let woken = async || timeout(SETTLE, routes.changed("lobby", &seen)).await.is_ok();
-        assert!(!woken().await);
-        routes.hold(&room());
-        assert!(!woken().await);
-        let (woken, ()) = tokio::join!(woken(), async { routes.set_here(&room(), Epoch(1)) });
-        assert!(woken);
-        // Frozen and thawed: the same again, but not what was seen.
-        routes.hold(&room());
-        routes.changed("lobby", &seen).await;
     }
 }

@@ -14,14 +14,17 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
     Response, StatusCode,
-    body::{Body, Frame, SizeHint},
+    body::{Body, Frame, Incoming, SizeHint},
     header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 
 use crate::connections::Lent;
 
-/// An answer's body: the gateway's own sentence, or what a host or another gateway sends.
-pub type Payload = Either<Full<Bytes>, Lent>;
+/// What the host or another gateway answers.
+pub type Passed = Either<Lent, Incoming>;
+
+/// An answer's body: the gateway's own sentence, or what it passes on.
+pub type Payload = Either<Full<Bytes>, Passed>;
 
 /// Counts a request from its head to the end of its answer.
 pub struct InFlight(Arc<AtomicUsize>);

@@ -4,18 +4,19 @@
 //!  mod      connections: accepted, bounded, ended without losing a request
 //!  request  what a request asks: its server, its headers, its buffered body
 //!  route    to the host, to another gateway, or held until either is known
+//!  peers    the connections to other gateways
 //!  answer   what goes back
 //!  bounds   how much may be held
 //! ```
 //!
 //! How a pod leaves without failing a request: [`Gateway::drain_connections`] has every answer say `Connection: close`,
-//! so that clients come back on a new connection, which the Service leads elsewhere once it knows; other gateways stop
-//! pooling connections to this one by the same word. Until [`Gateway::shutdown`] everything is still served. Called more
-//! than [`crate::connections::IDLE`] later, and after a time without requests, it ends connections only that no other
-//! gateway would use again, and that no client has used lately.
+//! so that clients come back on a new connection, which the Service leads elsewhere once it knows. Until
+//! [`Gateway::shutdown`] everything is still served. Called after a time without requests, it ends connections that no
+//! client has used lately; other gateways are told on theirs (HTTP/2: GOAWAY) which requests will still be answered.
 
 mod answer;
 mod bounds;
+mod peers;
 mod request;
 mod route;
 
@@ -33,13 +34,15 @@ use std::{
 use futures::FutureExt;
 use handoff::PodUid;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::Incoming,
     header::{CONNECTION, HeaderValue},
-    server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -48,10 +51,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    connections::Connections,
     gateway::{
         answer::{Answer, InFlight},
         bounds::Bounds,
+        peers::Peers,
     },
     host::HostClient,
     metrics::Metrics,
@@ -59,7 +62,7 @@ use crate::{
 };
 
 /// A connection on which no request head came for this long is closed. Longer than clients keep idle ones (load
-/// balancers: 60 s), and far longer than other gateways do ([`crate::connections::IDLE`]).
+/// balancers: 60 s).
 const IDLE: Duration = Duration::from_secs(75);
 
 /// From the end of accepting until connections are told to end: a request may be on its way on one just accepted.
@@ -67,6 +70,16 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Most that is buffered of one connection's unread input, bytes; also the bound of a request's head.
 const READ_BUFFER: usize = 64 << 10;
+
+/// An HTTP/2 connection is asked this often for a sign of life, and ended without one.
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// Requests at once on one HTTP/2 connection: all that may be held may come from one other gateway.
+const STREAMS: u32 = 4096;
+
+/// Bytes of request bodies under way on one HTTP/2 request, and on its connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Most connections that the kernel may have ready at the end of accepting: its own limit of a backlog (somaxconn).
 const BACKLOG: usize = 4096;
@@ -123,7 +136,7 @@ struct Inner {
     bounds: Arc<Bounds>,
     routes: Routes,
     host: HostClient,
-    peers: Connections,
+    peers: Peers,
     metrics: Metrics,
     draining: AtomicBool,
     in_flight: Arc<AtomicUsize>,
@@ -143,7 +156,7 @@ impl Gateway {
             limits,
             routes,
             host,
-            peers: Connections::default(),
+            peers: Peers::default(),
             metrics,
             draining: AtomicBool::new(false),
             in_flight: Arc::default(),
@@ -230,10 +243,12 @@ impl Inner {
     async fn handle(&self, request: Request<Incoming>) -> Response<Answer> {
         let in_flight = InFlight::begin(&self.in_flight);
         *self.last_request.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let version = request.version();
         let (way, answer) = self.answer(request).await;
         self.metrics.request(way, answer.status());
         let mut answer = answer.map(|body| Answer::new(body, in_flight));
-        if self.draining.load(Ordering::Relaxed) {
+        // HTTP/2 has no such word: its connections are told at the end, and lose nothing by that.
+        if self.draining.load(Ordering::Relaxed) && version < Version::HTTP_2 {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
@@ -244,19 +259,24 @@ async fn connection(inner: Arc<Inner>, stream: TcpStream, _slot: OwnedSemaphoreP
     // The client is gone already if this fails, and reading will say so.
     let _ = stream.set_nodelay(true);
     inner.metrics.connected();
+    let spoke = Arc::new(AtomicBool::new(false));
     let service = service_fn(|request| {
+        spoke.store(true, Ordering::Relaxed);
         let inner = inner.clone();
         async move { Ok::<_, Infallible>(inner.handle(request).await) }
     });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .max_buf_size(READ_BUFFER)
-            .serve_connection(TokioIo::new(stream), service)
-    );
+    let builder = protocols();
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // Until its first bytes tell which protocol it speaks, no other time runs.
+    let silent = async {
+        time::sleep(IDLE).await;
+        if spoke.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = silent => Ok(()),
         () = end.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -266,4 +286,18 @@ async fn connection(inner: Arc<Inner>, stream: TcpStream, _slot: OwnedSemaphoreP
         tracing::debug!(%error, "client connection ended");
     }
     inner.metrics.disconnected();
+}
+
+fn protocols() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(READ_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(u32::try_from(READ_BUFFER).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    builder
 }

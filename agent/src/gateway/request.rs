@@ -1,14 +1,17 @@
 //! What a request asks.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, StatusCode, Uri,
     body::{Body, Incoming},
-    header::{CONNECTION, EXPECT, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
-    http::{request::Parts, uri::PathAndQuery},
+    header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    http::{
+        request::Parts,
+        uri::{Authority, PathAndQuery, Scheme},
+    },
 };
 use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
@@ -57,13 +60,21 @@ impl Call {
     /// Reads a request's head.
     pub fn read(head: Parts) -> Result<Self, Refusal> {
         let Parts { method, uri, mut headers, .. } = head;
-        let whole = uri.into_parts().path_and_query.ok_or_else(no_server)?;
+        let uri = uri.into_parts();
+        let whole = uri.path_and_query.ok_or_else(no_server)?;
         let (name, stripped) = split(&whole)?;
         // Anyone may say how many hops a request has made: it makes their own request end sooner, and nothing else.
         let hops = headers.get(&HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(0);
         let forward = headers.get(&NO_FORWARD).is_none_or(|value| value != "1");
         strip_connection(&mut headers);
         headers.remove(EXPECT);
+        // HTTP/2 has it in the address; a host that speaks HTTP/1.1 wants the header.
+        if let Some(authority) = uri.authority
+            && !headers.contains_key(HOST)
+            && let Ok(host) = HeaderValue::try_from(authority.as_str())
+        {
+            headers.insert(HOST, host);
+        }
         strip_ours(&mut headers);
         Ok(Self { name, hops, forward, method, headers, whole, stripped, body: Bytes::new() })
     }
@@ -89,9 +100,14 @@ impl Call {
         request
     }
 
-    /// The request for another gateway.
-    pub fn to_peer(&self) -> Request<Full<Bytes>> {
+    /// The request for another gateway. HTTP/2 wants the whole address; `Host` stays the client's.
+    pub fn to_peer(&self, gateway: SocketAddr) -> Request<Full<Bytes>> {
         let mut request = self.to(&self.whole);
+        let mut uri = std::mem::take(request.uri_mut()).into_parts();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Authority::try_from(gateway.to_string()).ok();
+        // Of three parts that are each valid.
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
         request.headers_mut().insert(HOPS, HeaderValue::from(u16::from(self.hops) + 1));
         request
     }
@@ -271,6 +287,8 @@ mod tests {
         let call = Call::read(request.into_parts().0).unwrap();
         assert_eq!((call.hops, call.forward), (2, true));
         assert_eq!(call.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
-        assert_eq!(call.to_peer().headers()["durable-hops"], "3");
+        let request = call.to_peer("10.0.0.1:7070".parse().unwrap());
+        assert_eq!(request.headers()["durable-hops"], "3");
+        assert_eq!(request.uri().authority().unwrap(), "10.0.0.1:7070");
     }
 }

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use handoff::{Epoch, PodUid, ServerUid};
-use http_body_util::Either;
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
@@ -12,10 +11,10 @@ use hyper::{
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
-    connections::{Address, Lent, SendError},
+    connections::SendError,
     gateway::{
         Inner,
-        answer::{Payload, Refusal},
+        answer::{Passed, Payload, Refusal},
         request::{Call, strip_connection},
     },
     host::header,
@@ -35,7 +34,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// What one try came to.
 enum Tried {
     /// An answer, by the way it took.
-    Answered(metrics::Way, Response<Lent>),
+    Answered(metrics::Way, Response<Passed>),
     /// The request was not given to the server.
     NotGiven(String),
     /// It may have been, or will not be.
@@ -60,7 +59,7 @@ impl Inner {
         match answered {
             Ok((way, answer)) => {
                 let way = if hold.waited.is_zero() { way } else { metrics::Way::Held };
-                (way, answer.map(Either::Right))
+                (way, answer.map(Payload::Right))
             }
             Err(refusal) => (metrics::Way::Refused, refusal.into_response()),
         }
@@ -70,7 +69,7 @@ impl Inner {
         &self,
         request: Request<Incoming>,
         hold: &mut Hold,
-    ) -> Result<(metrics::Way, Response<Lent>), Refusal> {
+    ) -> Result<(metrics::Way, Response<Passed>), Refusal> {
         let (head, body) = request.into_parts();
         let mut call = Call::read(head)?;
         let mut room = self.bounds.buffer();
@@ -102,7 +101,7 @@ impl Inner {
         }
     }
 
-    async fn only_here(&self, call: &Call, route: &Route) -> Result<(metrics::Way, Response<Lent>), Refusal> {
+    async fn only_here(&self, call: &Call, route: &Route) -> Result<(metrics::Way, Response<Passed>), Refusal> {
         let place = match &route.way {
             Way::Here(stamp) => match self.local(call, stamp, route).await {
                 Tried::Answered(way, answer) => return Ok((way, answer)),
@@ -136,7 +135,7 @@ impl Inner {
         {
             headers.insert(OWNER, owner);
         }
-        Tried::Answered(metrics::Way::Here, answer)
+        Tried::Answered(metrics::Way::Here, answer.map(Passed::Left))
     }
 
     async fn remote(&self, call: &Call, gateway: SocketAddr, route: &Route) -> Tried {
@@ -147,8 +146,7 @@ impl Inner {
                 call.hops + 1
             )));
         }
-        let address = Address::Peer(gateway);
-        let sending = self.peers.send(&address, call.to_peer());
+        let sending = self.peers.send(gateway, call.to_peer(gateway));
         let mut answer = match self.send(call, sending, "the owner's gateway").await {
             Ok(answer) => answer,
             Err(tried) => return tried,
@@ -162,16 +160,16 @@ impl Inner {
         if call.hops == 0 {
             headers.remove(OWNER);
         }
-        Tried::Answered(metrics::Way::Forwarded, answer)
+        Tried::Answered(metrics::Way::Forwarded, answer.map(Passed::Right))
     }
 
     /// Sends, and judges what a failure means for the request.
-    async fn send(
+    async fn send<B>(
         &self,
         call: &Call,
-        sending: impl Future<Output = Result<Response<Lent>, SendError>>,
+        sending: impl Future<Output = Result<Response<B>, SendError>>,
         whom: &str,
-    ) -> Result<Response<Lent>, Tried> {
+    ) -> Result<Response<B>, Tried> {
         let failed = |status, message| Tried::Failed(Refusal::new(status, message));
         match timeout(self.limits.answer, sending).await {
             Ok(Ok(mut answer)) => {

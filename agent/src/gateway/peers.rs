@@ -1,0 +1,118 @@
+//! Requests to other gateways: HTTP/2, one connection to each, shared by all requests.
+//!
+//! When a server moves, everyone who waited for it is sent on at once. With a connection a request that would be a
+//! storm of connects, just when both pods are busiest; here it is a frame on a connection that is there.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::{TrySendError, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::connections::SendError;
+
+/// How long a connection may take to be made. A lost SYN is repeated only after 1 s: trying again is faster.
+const CONNECT: Duration = Duration::from_millis(250);
+
+/// A connection with requests on it that is silent for this long is asked for a sign of life.
+const PING_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the sign may take; then the pod is taken for cut off, and its requests for broken.
+const PING_ANSWER: Duration = Duration::from_secs(2);
+
+/// Bytes of answers under way: on one request, and on the connection.
+const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
+
+type Sender = http2::SendRequest<Full<Bytes>>;
+/// Locked while its connection is being made, so that all who need it wait for the same one.
+type Peer = Arc<tokio::sync::Mutex<Option<Sender>>>;
+
+/// Connections to other gateways.
+#[derive(Default)]
+pub struct Peers(Mutex<HashMap<SocketAddr, Peer>>);
+
+impl Peers {
+    /// Sends a request and returns the answer as soon as its head is here.
+    pub async fn send(
+        &self,
+        address: SocketAddr,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut sender = self.connected(address).await?;
+        sender.try_send_request(request).await.map_err(judge)
+    }
+
+    async fn connected(&self, address: SocketAddr) -> Result<Sender, SendError> {
+        let peer = self.peer(address);
+        let mut slot = peer.lock().await;
+        if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        *slot = None;
+        let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
+        let sender = timeout(CONNECT, connect(address)).await.map_err(|_| late())??;
+        *slot = Some(sender.clone());
+        Ok(sender)
+    }
+
+    /// Pods come and go: each new one is the occasion to forget those that are gone.
+    fn peer(&self, address: SocketAddr) -> Peer {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&address) {
+            return peer.clone();
+        }
+        peers.retain(|_, peer| {
+            let in_use = peer.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|sender| !sender.is_closed()));
+            in_use || Arc::strong_count(peer) > 1
+        });
+        peers.entry(address).or_default().clone()
+    }
+}
+
+async fn connect(address: SocketAddr) -> Result<Sender, SendError> {
+    let not_sent = |error: &dyn Error| SendError::NotSent(error.to_string());
+    let stream = TcpStream::connect(address).await.map_err(|error| not_sent(&error))?;
+    stream.set_nodelay(true).map_err(|error| not_sent(&error))?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER)
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| not_sent(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, %address, "connection to a gateway ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// What a failure means for the request.
+fn judge(mut failed: TrySendError<Request<Full<Bytes>>>) -> SendError {
+    let unsent = failed.take_message().is_some();
+    let error = failed.into_error();
+    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    if unsent || was_refused(&error) { SendError::NotSent(why) } else { SendError::Broken(why) }
+}
+
+/// Whether the other side said that it has not begun with the request: a stream refused, or above the last one that it
+/// names when it goes away (RFC 9113, sections 6.8 and 8.7).
+fn was_refused(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
