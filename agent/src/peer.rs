@@ -26,6 +26,9 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// Handoffs that may arrive here at once, from all sources together. Each holds a state in memory.
 const STREAMS_AT_ONCE: u32 = 1024;
 
+/// Peers whose connections are kept: more than a pool has pods to hand to.
+const MAX_PEERS: usize = 256;
+
 /// Connections to peers, kept open: opening one does not belong into a handoff.
 #[derive(Default)]
 pub struct Peers(Mutex<HashMap<SocketAddr, Channel>>);
@@ -34,6 +37,10 @@ impl Peers {
     /// A client of the peer at this address, for messages of up to `max_message` bytes.
     pub fn client(&self, address: SocketAddr, max_message: usize) -> PeerClient<Channel> {
         let mut channels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Pods come and go; what is under way on a forgotten connection goes on.
+        if channels.len() >= MAX_PEERS && !channels.contains_key(&address) {
+            channels.clear();
+        }
         let channel = channels.entry(address).or_insert_with(|| open(address)).clone();
         PeerClient::new(channel).max_decoding_message_size(max_message).max_encoding_message_size(max_message)
     }
