@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint generate images unit cluster-test cluster-up cluster-down
+.PHONY: help setup demo test bench faults lint generate images unit cluster-test cluster-up cluster-down
 
 # What is costly to make and not part of the sources: builds, images, the cluster.
 export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
@@ -33,6 +33,9 @@ test: ## everything: lint, unit, property and model tests, then the real cluster
 bench: images ## rolling restarts until the gap's percentiles mean something
 	cargo run --release -q -p e2e -- bench
 
+faults: images ## all that can go wrong: a table of what is moved, stopped and seen, and that nothing acknowledged is lost
+	cargo run --release -q -p e2e -- faults
+
 lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisories, chart
 	$(PART) format cargo fmt --all --check
 	$(PART) clippy cargo clippy --release --workspace --all-targets -- -D warnings
@@ -45,10 +48,11 @@ generate: setup ## write the files that are generated: the resource definitions
 	cargo run --release -q -p crds --bin crdgen
 
 images: setup ## build the images, without a container engine
-	cargo build --release -p operator -p agent -p rooms
+	cargo build --release -p operator -p agent -p rooms -p e2e --bin durable-operator --bin durable-agent --bin rooms --bin bad_host
 	@$(call IMAGE,operator) /durable-operator=$(BUILT)/durable-operator
 	@$(call IMAGE,agent) /durable-agent=$(BUILT)/durable-agent $(CERTIFICATES)=$(CERTIFICATES)
 	@$(call IMAGE,rooms) /rooms=$(BUILT)/rooms
+	@$(call IMAGE,bad-host) /bad-host=$(BUILT)/bad_host /rooms=$(BUILT)/rooms
 	@$(call IMAGE,seaweedfs) /weed=$(DURABLE_CACHE)/cluster/bin/weed
 
 unit: setup ## unit, property and model tests

@@ -21,8 +21,8 @@ use tokio::{
 use wire::session::{FromAgent, from_agent};
 
 use crate::{
-    config::Config, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics, routes::Routes,
-    servers::Servers,
+    config::Config, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics, problem::Problem,
+    routes::Routes, servers::Servers,
 };
 
 /// How long a control call to the host may take where no setting says otherwise. The contract's calls work in memory.
@@ -154,8 +154,12 @@ pub struct Agent {
     pub metrics: Metrics,
     /// The pool; `None` until it is known and its store is good.
     pub pool: watch::Sender<Option<Pool>>,
-    /// Why this agent cannot host yet, in words.
-    pub problem: watch::Sender<String>,
+    /// Why this agent cannot host, but for its host.
+    pub problem: watch::Sender<Problem>,
+    /// Why the host cannot be spoken with.
+    pub host_problem: watch::Sender<Problem>,
+    /// The store, while it is being opened.
+    pub setup: crate::store_setup::Setup,
     /// Held servers.
     pub servers: Servers,
     /// Servers that are being received here, by uid.
@@ -198,7 +202,12 @@ impl Agent {
             gateway,
             metrics,
             pool: watch::Sender::new(None),
-            problem: watch::Sender::new("no session with the operator yet".into()),
+            problem: watch::Sender::new(Problem::new("NoSession", "no session with the operator yet")),
+            host_problem: watch::Sender::new(Problem::new(
+                "HostUnreachable",
+                "the host has not answered on its socket yet",
+            )),
+            setup: crate::store_setup::Setup::default(),
             servers: Servers::default(),
             receiving: crate::receive::Receiving::default(),
             starting: crate::start::Starting::default(),
@@ -229,7 +238,7 @@ impl Agent {
 
     /// The pool, or why there is none.
     pub fn pool(&self) -> Result<Pool, String> {
-        self.pool.borrow().clone().ok_or_else(|| self.problem.borrow().clone())
+        self.pool.borrow().clone().ok_or_else(|| self.problem.borrow().to_string())
     }
 
     /// Opens a server's log.

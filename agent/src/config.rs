@@ -23,9 +23,12 @@ pub struct Config {
     /// Pool that this pod hosts.
     #[arg(long, env = "DURABLE_POOL")]
     pub pool: String,
-    /// Where the operator takes sessions, for example `http://durable-server-operator.durable:9443`.
+    /// Where the operator takes sessions, for example `https://durable-server-operator.durable.svc:9443`.
     #[arg(long, env = "DURABLE_OPERATOR")]
     pub operator: String,
+    /// The authority of its certificate, PEM.
+    #[arg(long, env = "DURABLE_OPERATOR_CA")]
+    pub operator_ca: Option<String>,
     /// The projected service-account token of audience `durable-operator`.
     #[arg(long, env = "DURABLE_TOKEN", default_value = "/var/run/durable/token/token")]
     pub token: PathBuf,
@@ -41,6 +44,10 @@ pub struct Config {
     /// Port of health, metrics and the preStop hook.
     #[arg(long, env = "DURABLE_HOOK_PORT", default_value_t = 7072)]
     pub hook_port: u16,
+    /// Path of the preStop hook. It is the pod's own random one where the webhook chose it: who does not know it cannot
+    /// drain the pod.
+    #[arg(long, env = "DURABLE_HOOK_PATH", default_value = "/prestop", value_parser = hook_path)]
+    pub hook_path: String,
     /// The pod's terminationGracePeriodSeconds.
     #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", default_value_t = 30)]
     pub grace_seconds: u64,
@@ -48,6 +55,17 @@ pub struct Config {
 
 /// What the kubelet's own delays may take of the grace period (see the design, section 6).
 pub const GRACE_MARGIN: Duration = Duration::from_secs(3);
+
+/// Apart from the port's other paths, and without what means something in a route.
+fn hook_path(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("/prestop").filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let plain =
+        |rest: &str| rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_'));
+    match rest {
+        Some(rest) if plain(rest) => Ok(text.to_owned()),
+        _ => Err("write /prestop, or a path below it of letters, digits, -, _ and /".into()),
+    }
+}
 
 impl Config {
     /// The pod's grace period.
@@ -66,5 +84,20 @@ impl Config {
     #[must_use]
     pub fn agent_socket(&self) -> PathBuf {
         self.dir.join("agent.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hook_has_a_path_of_its_own() {
+        for good in ["/prestop", "/prestop/0123456789abcdef"] {
+            assert_eq!(hook_path(good).as_deref(), Ok(good));
+        }
+        for bad in ["", "/", "prestop", "/metrics", "/prestopped", "/prestop/{any}", "/prestop/*", "/prestop/a b"] {
+            assert!(hook_path(bad).is_err(), "{bad}");
+        }
     }
 }

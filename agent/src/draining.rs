@@ -1,7 +1,9 @@
 //! Emptying this pod: joins all triggers into one drain, and carries out what [`handoff::drain`] decides.
 
+mod told;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +14,7 @@ use std::{
 use crds::Transfer;
 use handoff::{
     PodUid, ServerUid,
-    drain::{Action, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
+    drain::{Action, Blocked, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
     source,
 };
 use tokio::{
@@ -21,10 +23,11 @@ use tokio::{
 };
 use wire::session::{self, from_agent};
 
+use self::told::{Told, blocked_by, note};
 use crate::{
     agent::{Agent, Pool, Target},
     config::GRACE_MARGIN,
-    give::{give, micros},
+    give::{Given, give, micros},
     release::release,
     routes::{Found, Way},
     servers::{Phase, Server, unix_ms},
@@ -143,22 +146,26 @@ pub fn begin(agent: &Arc<Agent>, trigger: Trigger) {
     crate::session::tell_status(agent);
     let agent = agent.clone();
     tokio::spawn(async move {
-        let began = Instant::now();
         if let Ok(pool) = agent.pool() {
-            // What was on its way here when the first round was drawn up goes in another.
-            loop {
-                arrivals(&agent).await;
-                let (running, inbox) = Running::new(&agent, pool.clone(), trigger, began);
-                let deadline = running.deadline;
-                run(running, inbox).await;
-                let late = agent.servers.all().iter().any(|server| server.phase() == Phase::Active);
-                if !late || Instant::now() >= deadline {
-                    break;
-                }
-            }
+            empty(&agent, pool, trigger).await;
         }
         agent.draining.done.send_replace(true);
     });
+}
+
+/// Moves or stops all that is here, and then what was still on its way here meanwhile.
+async fn empty(agent: &Arc<Agent>, pool: Pool, trigger: Trigger) {
+    arrivals(agent).await;
+    let (mut running, mut inbox) = Running::new(agent, pool, trigger);
+    loop {
+        running.round(&mut inbox).await;
+        arrivals(agent).await;
+        let late = agent.servers.all().iter().any(|server| server.phase() == Phase::Active);
+        if !late || Instant::now() >= running.deadline {
+            break;
+        }
+    }
+    running.finish().await;
 }
 
 /// Asks clients to come back on another connection once that leads to another pod. Asked before the Services' rules
@@ -185,9 +192,13 @@ struct Running {
     began_at: SystemTime,
     deadline: Instant,
     targets: HashMap<PodUid, Target>,
+    aborts: HashMap<ServerUid, watch::Sender<bool>>,
     events: mpsc::UnboundedSender<Event>,
     bytes: Arc<Semaphore>,
-    gaps: Arc<Mutex<Vec<u64>>>,
+    /// What the handoffs had to say.
+    told: Arc<Mutex<Told>>,
+    /// What became of the servers of earlier rounds.
+    past: Summary,
     reported: Instant,
 }
 
@@ -195,9 +206,10 @@ struct Running {
 const KIB: u64 = 1024;
 
 impl Running {
-    fn new(agent: &Arc<Agent>, pool: Pool, trigger: Trigger, began: Instant) -> (Self, mpsc::UnboundedReceiver<Event>) {
+    fn new(agent: &Arc<Agent>, pool: Pool, trigger: Trigger) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, inbox) = mpsc::unbounded_channel();
         let kib = usize::try_from(pool.settings.drain.max_bytes_in_flight / KIB).unwrap_or(usize::MAX);
+        let began = agent.draining.began();
         let deadline = began + budget(agent, &pool);
         let running = Self {
             agent: agent.clone(),
@@ -207,9 +219,11 @@ impl Running {
             began_at: SystemTime::now(),
             deadline,
             targets: HashMap::new(),
+            aborts: HashMap::new(),
             events,
             bytes: Arc::new(Semaphore::new(kib.clamp(1, Semaphore::MAX_PERMITS))),
-            gaps: Arc::default(),
+            told: Arc::default(),
+            past: Summary::default(),
             reported: began,
         };
         (running, inbox)
@@ -222,59 +236,62 @@ fn budget(agent: &Arc<Agent>, pool: &Pool) -> Duration {
     pool.settings.drain.timeout.min(left)
 }
 
-/// Runs one drain of what is here now.
-async fn run(mut running: Running, mut inbox: mpsc::UnboundedReceiver<Event>) {
-    let agent = running.agent.clone();
-    let active = agent.servers.all().into_iter().filter(|server| server.phase() == Phase::Active);
-    let jobs: Vec<Job> = active.map(|server| job(&server, &running.pool)).collect();
-    let limits = Limits {
-        max_concurrency: usize::try_from(running.pool.settings.drain.max_concurrency).unwrap_or(usize::MAX),
-        stop_after_failures: running.pool.settings.drain.stop_after_failures,
-        ..Limits::default()
-    };
-    let mut plans = agent.plan.subscribe();
-    // Without a session no better plan can come.
-    let standing =
-        running.take_plan(Some(PLAN_FRESH)).filter(|plan| plan.is_good_enough() || !agent.operator.is_open());
-    let now = agent.clock.now();
-    let deadline = now + running.deadline.saturating_duration_since(Instant::now());
-    let (mut drain, mut actions) = Drain::start(limits, jobs, standing, now, deadline);
-    running.report(&drain, "Running", true);
-    let mut unannounced = Some(running.began + ANNOUNCE_WAIT);
-    let stale = running.began + limits.plan_wait / 2;
-    let mut stale_used = false;
-    loop {
-        let mut wake = running.deadline;
-        for action in actions {
-            match action {
-                Action::Handoff(server, target) => running.hand_off(server, &target),
-                Action::Stop(server, reason) => running.stop(server, reason),
-                Action::Wake(at) => wake = agent.clock.at(at),
-                Action::Done(summary) => return running.finish(&drain, &summary).await,
-            }
-        }
-        running.report(&drain, "Running", false);
-        let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
-        let event = tokio::select! {
-            event = inbox.recv() => event.unwrap_or(Event::Tick),
-            Ok(()) = plans.changed() => {
-                let plan = running.take_plan(None).filter(|plan| stale_used || plan.is_good_enough());
-                plan.map_or(Event::Tick, Event::Plan)
-            }
-            () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
+impl Running {
+    /// Runs one drain of what is here now.
+    async fn round(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
+        let agent = self.agent.clone();
+        let active = agent.servers.all().into_iter().filter(|server| server.phase() == Phase::Active);
+        let jobs: Vec<Job> = active.map(|server| job(&server, &self.pool)).collect();
+        let limits = Limits {
+            max_concurrency: usize::try_from(self.pool.settings.drain.max_concurrency).unwrap_or(usize::MAX),
+            stop_after_failures: self.pool.settings.drain.stop_after_failures,
+            ..Limits::default()
         };
-        let mut events = vec![event];
-        if unannounced.is_some_and(|at| at <= Instant::now()) {
-            unannounced = None;
-            events.extend(running.shortened());
-        }
-        if !stale_used && stale <= Instant::now() {
-            stale_used = true;
-            // No better plan came: the last one is better than none, and targets check offers themselves.
-            events.extend(running.take_plan(None).map(Event::Plan));
-        }
+        let mut plans = agent.plan.subscribe();
+        // Without a session no better plan can come.
+        let standing =
+            self.take_plan(Some(PLAN_FRESH)).filter(|plan| plan.is_good_enough() || !agent.operator.is_open());
         let now = agent.clock.now();
-        actions = events.into_iter().flat_map(|event| drain.on(event, now)).collect();
+        let deadline = now + self.deadline.saturating_duration_since(Instant::now());
+        let (mut drain, mut actions) = Drain::start(limits, jobs, standing, now, deadline);
+        self.report(&drain, true);
+        let mut unannounced = Some(self.began + ANNOUNCE_WAIT);
+        let stale = self.began + limits.plan_wait / 2;
+        let mut stale_used = false;
+        loop {
+            let mut wake = self.deadline;
+            for action in actions {
+                match action {
+                    Action::Handoff(server, target) => self.hand_off(server, &target),
+                    Action::Abort(server) => self.abort(&server),
+                    Action::Stop(server, reason) => self.stop(server, reason),
+                    Action::Wake(at) => wake = agent.clock.at(at),
+                    Action::Done(summary) => return self.past.add(&summary),
+                }
+            }
+            self.report(&drain, false);
+            let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
+            let event = tokio::select! {
+                event = inbox.recv() => event.unwrap_or(Event::Tick),
+                Ok(()) = plans.changed() => {
+                    let plan = self.take_plan(None).filter(|plan| stale_used || plan.is_good_enough());
+                    plan.map_or(Event::Tick, Event::Plan)
+                }
+                () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
+            };
+            let mut events = vec![event];
+            if unannounced.is_some_and(|at| at <= Instant::now()) {
+                unannounced = None;
+                events.extend(self.shortened());
+            }
+            if !stale_used && stale <= Instant::now() {
+                stale_used = true;
+                // No better plan came: the last one is better than none, and targets check offers themselves.
+                events.extend(self.take_plan(None).map(Event::Plan));
+            }
+            let now = agent.clock.now();
+            actions = events.into_iter().flat_map(|event| drain.on(event, now)).collect();
+        }
     }
 }
 
@@ -311,7 +328,7 @@ impl Running {
         Some(Event::Deadline(self.agent.clock.now() + left))
     }
 
-    fn hand_off(&self, uid: ServerUid, target: &PodUid) {
+    fn hand_off(&mut self, uid: ServerUid, target: &PodUid) {
         let (Some(server), Some(target)) = (self.agent.servers.get(&uid), self.targets.get(target).cloned()) else {
             let _ = self.events.send(Event::HandoffEnded(uid, Ended::Gone));
             return;
@@ -324,24 +341,32 @@ impl Running {
                 ..source::Limits::default()
             },
         );
-        let (agent, events, bytes, gaps) =
-            (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.gaps.clone());
+        let (agent, events, bytes, told) =
+            (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.told.clone());
+        let (abort, aborted) = watch::channel(false);
+        self.aborts.insert(uid.clone(), abort);
         let through_store = self.pool.settings.drain.transfer == Transfer::Store;
         let until = self.deadline;
         tokio::spawn(async move {
             let kib = u32::try_from((server.held().state_bytes / KIB).max(4)).unwrap_or(u32::MAX);
             let _in_flight = bytes.acquire_many(kib).await;
-            let (ended, gap) = if through_store {
+            let given = if through_store {
                 move_through_store(&agent, &server, until).await
             } else {
-                give(&agent, &server, target, limits).await
+                give(&agent, &server, target, limits, aborted).await
             };
-            if let Some(gap) = gap {
+            if let Some(gap) = given.gap {
                 let _ = events.send(Event::Gap(gap));
-                gaps.lock().unwrap_or_else(PoisonError::into_inner).push(micros(gap));
             }
-            let _ = events.send(Event::HandoffEnded(uid, ended));
+            note(&told, &given);
+            let _ = events.send(Event::HandoffEnded(uid, given.ended));
         });
+    }
+
+    fn abort(&self, server: &ServerUid) {
+        if let Some(abort) = self.aborts.get(server) {
+            abort.send_replace(true);
+        }
     }
 
     fn stop(&self, uid: ServerUid, reason: StopReason) {
@@ -356,16 +381,19 @@ impl Running {
         });
     }
 
-    fn report(&mut self, drain: &Drain, phase: &str, now: bool) {
+    fn report(&mut self, drain: &Drain, now: bool) {
         if now || self.reported.elapsed() >= REPORT_EVERY {
             self.reported = Instant::now();
-            self.tell(drain.summary(), phase);
+            let mut whole = self.past.clone();
+            whole.add(drain.summary());
+            let blocked = drain.blocked(self.agent.clock.now());
+            self.tell(&whole, blocked, if blocked.is_some() { "Blocked" } else { "Running" });
         }
     }
 
-    fn tell(&self, summary: &Summary, phase: &str) {
+    fn tell(&self, summary: &Summary, blocked: Option<Blocked>, phase: &str) {
         let complete = phase == "Complete";
-        let gaps = if complete { self.gaps.lock().unwrap_or_else(PoisonError::into_inner).clone() } else { Vec::new() };
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let report = session::DrainReport {
             trigger: self.trigger.name().to_owned(),
             phase: phase.to_owned(),
@@ -376,39 +404,41 @@ impl Running {
             reasons: summary.reasons.iter().map(|(reason, n)| (reason.name().to_owned(), count(*n))).collect(),
             started_unix_ms: unix_ms(self.began_at),
             ended_unix_ms: if complete { unix_ms(SystemTime::now()) } else { 0 },
-            gaps_us: gaps,
-            blocked_by: blocked_by(&summary.reasons),
+            gaps_us: if complete { told.gaps.clone() } else { Vec::new() },
+            blocked_by: blocked_by(blocked, &summary.reasons, &told.reasons),
         };
+        drop(told);
         *self.agent.draining.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report.clone());
         self.agent.operator.tell(from_agent::Body::Drain(report));
     }
 
-    async fn finish(self, drain: &Drain, summary: &Summary) {
-        let took = self.began.elapsed();
+    async fn finish(self) {
+        let summary = &self.past;
         tracing::info!(
             total = summary.total,
             moved = summary.moved,
             stopped = summary.stopped,
             failed = summary.failed,
-            took_ms = micros(took) / 1000,
+            took_ms = micros(self.began.elapsed()) / 1000,
             "drain is over"
         );
-        self.tell(drain.summary(), "Complete");
+        self.tell(summary, None, "Complete");
         let mut seen = self.agent.draining.seen.subscribe();
         let _ = time::timeout(SEEN_WAIT, seen.wait_for(|seen| *seen)).await;
     }
 }
 
 /// The comparison mode: stop, write, read, start. Over when the directory names a new owner.
-async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> (Ended, Option<Duration>) {
+async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Given {
     let began = Instant::now();
+    let gone = Given { ended: Ended::Gone, gap: None, reason: String::new() };
     if !release(agent, server, "TransferStore", until, false).await {
-        return (Ended::Gone, None);
+        return gone;
     }
     let wait = time::timeout_at(until, elsewhere(agent, &server.id.name));
     match wait.await {
-        Ok(()) => (Ended::Moved, Some(began.elapsed())),
-        Err(_) => (Ended::Gone, None),
+        Ok(()) => Given { ended: Ended::Moved, gap: Some(began.elapsed()), ..gone },
+        Err(_) => gone,
     }
 }
 
@@ -422,11 +452,6 @@ async fn elsewhere(agent: &Arc<Agent>, name: &str) {
         }
         agent.routes.changed(name, &found).await;
     }
-}
-
-/// The commonest reason why servers were stopped instead of moved.
-fn blocked_by(reasons: &BTreeMap<StopReason, usize>) -> String {
-    reasons.iter().max_by_key(|(_, n)| **n).map_or_else(String::new, |(reason, _)| reason.name().to_owned())
 }
 
 fn count(n: usize) -> u32 {

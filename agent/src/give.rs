@@ -10,11 +10,11 @@ use handoff::{
     HandoffId, Instant, PodUid, Sequence,
     drain::Ended,
     log::{Authority, Grantee, Kind, Writer},
-    source::{Action, Event, Final, Limits, Outcome, Source},
+    source::{Action, Cause, Event, Final, Limits, Outcome, Source},
 };
 use store::{AppendError, Body, Draft};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     time,
 };
 use wire::{
@@ -32,6 +32,9 @@ use crate::{
 
 /// Tries of a thaw before the host is given up as broken. Each waits for the host's own bound.
 const THAW_TRIES: u32 = 3;
+
+/// Why a handoff was given up that had nothing wrong with it.
+const OVER: &str = "the time for handoffs is over";
 
 enum Input {
     Event(Event<Bytes>),
@@ -57,17 +60,32 @@ struct Giving {
     gap: Option<Duration>,
 }
 
-/// Hands a server to a target. Returns when the server is there, durably, or certainly here, or out of our hands.
+/// What became of a handoff.
+pub struct Given {
+    /// How it ended.
+    pub ended: Ended,
+    /// How long nobody served the server, if it moved.
+    pub gap: Option<Duration>,
+    /// Why it did not move, in words; empty if it did.
+    pub reason: String,
+}
+
+/// Hands a server to a target. Returns when the server is there, durably, or certainly here, or out of our hands. Once
+/// `abort` is true it is given up, if that is still possible.
 pub async fn give(
     agent: &Arc<Agent>,
     server: &Arc<Server>,
     target: Target,
     limits: Limits,
-) -> (Ended, Option<Duration>) {
-    let _turn = server.turn.lock().await;
+    mut abort: watch::Receiver<bool>,
+) -> Given {
+    let _turn = tokio::select! {
+        turn = server.turn.lock() => turn,
+        () = raised(&mut abort) => return not_begun(Ended::Kept(Cause::Failed)),
+    };
     let held = server.held();
     if held.phase != Phase::Active || agent.servers.get(&server.id.uid).is_none() {
-        return (Ended::Gone, None);
+        return not_begun(Ended::Gone);
     }
     let (inputs, mut events) = mpsc::unbounded_channel();
     let mut giving = Giving {
@@ -89,9 +107,14 @@ pub async fn give(
     };
     let (mut machine, actions) = Source::start(limits, agent.clock.now());
     let mut outcome = giving.perform(actions).await;
+    let mut aborted = false;
     while outcome.is_none() {
         let wake = giving.wake.map_or_else(|| time::Instant::now() + APPEND, |at| agent.clock.at(at));
         let event = tokio::select! {
+            () = raised(&mut abort), if !aborted => {
+                aborted = true;
+                Event::Abort(OVER.into())
+            }
             input = events.recv() => match input {
                 Some(Input::Event(event)) => event,
                 Some(Input::Turn(turn)) => {
@@ -105,8 +128,18 @@ pub async fn give(
         giving.observe(&event);
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
-    let gap = giving.gap;
-    (giving.finish(outcome.unwrap_or(Outcome::Fenced)), gap)
+    giving.finish(outcome.unwrap_or(Outcome::Fenced))
+}
+
+fn not_begun(ended: Ended) -> Given {
+    Given { ended, gap: None, reason: OVER.into() }
+}
+
+/// Returns once the flag is true; never, if that cannot come any more.
+async fn raised(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|raised| *raised).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl Giving {
@@ -312,7 +345,7 @@ impl Giving {
         }
     }
 
-    fn finish(self, outcome: Outcome) -> Ended {
+    fn finish(self, outcome: Outcome) -> Given {
         self.agent.metrics.handoff(&outcome);
         let (result, reason, ended) = match outcome {
             Outcome::Moved => {
@@ -333,7 +366,7 @@ impl Giving {
             }
         };
         self.report(result, &reason);
-        ended
+        Given { ended, gap: self.gap, reason }
     }
 
     fn report(&self, result: &str, reason: &str) {

@@ -16,7 +16,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route("/prestop", get(prestop))
+        .route(&agent.config.hook_path, get(prestop))
         .with_state(agent)
 }
 

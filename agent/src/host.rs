@@ -82,6 +82,11 @@ pub enum HostError {
     /// No answer in time.
     #[error("the host did not answer within {0:?}")]
     Timeout(Duration),
+    /// The state is larger than the pool allows; how large it may be, in bytes.
+    #[error(
+        "the state is larger than spec.sync.maxStateBytes of the pool, {0} bytes: raise that, or make the state smaller"
+    )]
+    TooLarge(u64),
     /// The answer breaks the contract.
     #[error("the host's answer breaks the contract: {0}")]
     Invalid(String),
@@ -319,7 +324,7 @@ impl HostClient {
     }
 
     async fn json<T: for<'de> Deserialize<'de>>(&self, path: &str, within: Duration) -> Result<T, HostError> {
-        let answer = self.call(Request::get(path), Bytes::new(), MAX_JSON, within).await?;
+        let answer = self.call(Request::get(path), Bytes::new(), MAX_JSON, within).await.map_err(no_state)?;
         if answer.status != StatusCode::OK {
             return Err(answer.refusal());
         }
@@ -327,7 +332,7 @@ impl HostClient {
     }
 
     async fn expect_ok(&self, request: Builder, body: Bytes, within: Duration) -> Result<Answer, HostError> {
-        let answer = self.call(request, body, MAX_MESSAGE, within).await?;
+        let answer = self.call(request, body, MAX_MESSAGE, within).await.map_err(no_state)?;
         if answer.status == StatusCode::OK { Ok(answer) } else { Err(answer.refusal()) }
     }
 
@@ -413,8 +418,16 @@ fn asking_since(request: Builder, since: Option<Mark>) -> Builder {
     }
 }
 
+/// Of an answer that bears no state, its length is the host's mistake.
+fn no_state(error: HostError) -> HostError {
+    match error {
+        HostError::TooLarge(max) => HostError::Invalid(format!("the body is larger than {max} bytes")),
+        other => other,
+    }
+}
+
 async fn read(mut body: Lent, max: u64) -> Result<Bytes, HostError> {
-    let too_large = || HostError::Invalid(format!("the body is larger than {max} bytes"));
+    let too_large = || HostError::TooLarge(max);
     let expected = body.size_hint().lower();
     if expected > max {
         return Err(too_large());

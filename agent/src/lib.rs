@@ -7,13 +7,16 @@
 //!  sync, cleanup                                         snapshots of what changed; old records
 //!  gateway, routes                                       users' requests, wherever the server is
 //!  host                                                  client of the host contract
+//!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  agent                                                 what all of them share
 //! ```
 
 pub mod agent;
+pub mod check_host;
 pub mod cleanup;
 pub mod config;
 pub mod connections;
+pub mod dial;
 pub mod draining;
 pub mod gateway;
 pub mod give;
@@ -21,6 +24,7 @@ pub mod hooks;
 pub mod host;
 pub mod metrics;
 pub mod peer;
+pub mod problem;
 pub mod receive;
 pub mod recover;
 pub mod release;

@@ -1,10 +1,10 @@
 //! `durable-agent`: see the library for what it does; this file only starts and ends it.
 
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use agent::{
     agent::Agent,
-    cleanup,
+    check_host, cleanup,
     config::{Config, GRACE_MARGIN},
     draining::{self, ENDPOINTS_CHANGE, Trigger},
     gateway::{Gateway, Identity, Limits},
@@ -16,7 +16,7 @@ use agent::{
     session, socket, sync,
 };
 use anyhow::Context;
-use clap::Parser;
+use clap::{Args, CommandFactory, FromArgMatches};
 use handoff::PodUid;
 use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
@@ -38,9 +38,32 @@ const QUIET: Duration = Duration::from_millis(1500);
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// The word after which a host is checked, and nothing else done.
+const CHECK_HOST: &str = "check-host";
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+async fn main() -> anyhow::Result<ExitCode> {
+    let checking = check_host::Options::augment_args(clap::Command::new(CHECK_HOST))
+        .about("Checks that a host keeps the contract, and explains where it does not");
+    let given = Config::command().subcommand(checking).subcommand_negates_reqs(true).get_matches();
+    if let Some((CHECK_HOST, given)) = given.subcommand() {
+        return Ok(check(&check_host::Options::from_arg_matches(given)?).await);
+    }
+    run(Config::from_arg_matches(&given)?).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn check(options: &check_host::Options) -> ExitCode {
+    if check_host::run(options, |outcome| println!("{outcome}")).await {
+        println!("this host keeps the contract");
+        ExitCode::SUCCESS
+    } else {
+        println!("this host does not keep the contract: see FAIL above");
+        ExitCode::FAILURE
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
     init_logs();
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -56,9 +79,11 @@ async fn main() -> anyhow::Result<()> {
     };
     let gateway = Gateway::new(identity, Limits::default(), routes.clone(), host.clone(), metrics.clone());
     let agent = Agent::new(config, routes, gateway, host, metrics);
+    // The volume outlives containers: an earlier run of this agent left its socket there.
+    let is_first_run = !agent.config.agent_socket().exists();
     let gateway = listen(&agent)?;
     tokio::spawn(recover::watch_host(agent.clone()));
-    tokio::spawn(begin(agent.clone()));
+    tokio::spawn(begin(agent.clone(), is_first_run));
     tokio::spawn(sync::run(agent.clone()));
     tokio::spawn(cleanup::run(agent.clone()));
     terminated().await?;
@@ -116,15 +141,17 @@ fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Sessions begin once the host answered, and what an earlier run of this agent left in it was seen to: the first
-/// inventory must be true.
-async fn begin(agent: Arc<Agent>) {
-    let mut described = agent.described.subscribe();
-    if described.wait_for(Option::is_some).await.is_err() {
-        return;
+/// The first inventory must be true. No host has servers before any agent ran, so a first run says at once what is wrong
+/// with its host; a later one waits until the host has answered and what it still had was seen to.
+async fn begin(agent: Arc<Agent>, is_first_run: bool) {
+    if !is_first_run {
+        let mut described = agent.described.subscribe();
+        if described.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let leftovers = recover::freeze_leftovers(&agent).await;
+        tokio::spawn(recover::release_leftovers(agent.clone(), leftovers));
     }
-    let leftovers = recover::freeze_leftovers(&agent).await;
-    tokio::spawn(recover::release_leftovers(agent.clone(), leftovers));
     session::run(agent).await;
 }
 

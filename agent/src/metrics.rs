@@ -149,6 +149,7 @@ impl Metrics {
             Outcome::Moved => ("moved", ""),
             Outcome::Kept { cause: Cause::Rejected, .. } => ("kept", "rejected"),
             Outcome::Kept { cause: Cause::Failed, .. } => ("kept", "failed"),
+            Outcome::Kept { cause: Cause::Host, .. } => ("kept", "host"),
             Outcome::Kept { cause: Cause::StoreUnavailable, .. } => ("kept", "store_unavailable"),
             Outcome::Fenced => ("fenced", ""),
             Outcome::Disclaimed => ("disclaimed", ""),

@@ -37,7 +37,14 @@ const MAX_PATIENCE: Duration = Duration::from_mins(1);
 /// Between two tries of the first record, or of a stop, that failed.
 const RETRY: Duration = Duration::from_millis(500);
 
-type UnderWay = HashMap<ServerUid, (HandoffId, mpsc::UnboundedSender<Event<Bytes>>)>;
+/// One server on its way here.
+struct Arrival {
+    id: HandoffId,
+    kind: String,
+    events: mpsc::UnboundedSender<Event<Bytes>>,
+}
+
+type UnderWay = HashMap<ServerUid, Arrival>;
 
 /// Servers on their way here.
 #[derive(Default)]
@@ -68,23 +75,30 @@ impl Receiving {
 
     /// The operator's word that what was promised for this server is over. Nothing happens past Final.
     pub fn withdraw(&self, uid: &ServerUid, reason: &str) {
-        if let Some((_, events)) = self.lock().get(uid) {
-            let _ = events.send(Event::Withdraw(reason.to_owned()));
+        if let Some(arrival) = self.lock().get(uid) {
+            let _ = arrival.events.send(Event::Withdraw(reason.to_owned()));
         }
     }
 
-    fn begin(&self, uid: &ServerUid, id: HandoffId, events: &mpsc::UnboundedSender<Event<Bytes>>) -> bool {
+    /// Reserves a place. Offers come side by side, so that there is room is looked up in the same moment.
+    fn begin(
+        &self,
+        uid: &ServerUid,
+        arrival: Arrival,
+        has_room: impl FnOnce(&UnderWay) -> Result<(), String>,
+    ) -> Result<(), String> {
         let mut receiving = self.lock();
         if receiving.contains_key(uid) {
-            return false;
+            return Err("an earlier handoff of this server to this pod is not over".to_owned());
         }
-        receiving.insert(uid.clone(), (id, events.clone()));
-        true
+        has_room(&receiving)?;
+        receiving.insert(uid.clone(), arrival);
+        Ok(())
     }
 
     fn end(&self, uid: &ServerUid, id: HandoffId) {
         let mut receiving = self.lock();
-        if receiving.get(uid).is_some_and(|(current, _)| *current == id) {
+        if receiving.get(uid).is_some_and(|current| current.id == id) {
             receiving.remove(uid);
         }
     }
@@ -112,20 +126,15 @@ pub async fn receive(
     answers: mpsc::UnboundedSender<peer::FromTarget>,
 ) {
     let id = HandoffId(handoff);
-    let (pool, server) = match admit(&agent, &offer) {
-        Ok(admitted) => admitted,
+    let (events, mut inbox) = mpsc::unbounded_channel();
+    let (pool, server) = match take(&agent, &offer, id, &events) {
+        Ok(taken) => taken,
         Err(reason) => {
             tracing::info!(server = %offer.name, from = %offer.source_pod_uid, %reason, "offer rejected");
             let _ = answers.send(peer::FromTarget { handoff, body: Some(from_target::Body::Reject(reason)) });
             return;
         }
     };
-    let (events, mut inbox) = mpsc::unbounded_channel();
-    if !agent.receiving.begin(&server.id.uid, id, &events) {
-        let reason = "an earlier handoff of this server to this pod is not over".to_owned();
-        let _ = answers.send(peer::FromTarget { handoff, body: Some(from_target::Body::Reject(reason)) });
-        return;
-    }
     tokio::spawn(read(incoming, id, events.clone()));
     let patience = Duration::from_millis(offer.patience_ms).min(MAX_PATIENCE) + PATIENCE_MARGIN;
     let (mut machine, actions) = Target::accept(agent.clock.now(), patience, RETRY);
@@ -165,7 +174,38 @@ pub async fn receive(
     }
 }
 
-/// Whether this pod takes this server: room, not draining, the right pod, a state that its host can load.
+/// Reserves a place for the server, or says why not.
+fn take(
+    agent: &Arc<Agent>,
+    offer: &peer::Offer,
+    id: HandoffId,
+    events: &mpsc::UnboundedSender<Event<Bytes>>,
+) -> Result<(Pool, Arc<Server>), String> {
+    let (pool, server) = admit(agent, offer)?;
+    let kind = server.spec.type_.clone();
+    let max_of_type = server.settings(&pool)?.max_of_type_per_pod;
+    let arrival = Arrival { id, kind: kind.clone(), events: events.clone() };
+    agent.receiving.begin(&server.id.uid, arrival, |receiving| has_room(agent, receiving, &kind, max_of_type))?;
+    Ok((pool, server))
+}
+
+/// Servers past their activation are held and still on their way: they count once.
+fn has_room(agent: &Agent, receiving: &UnderWay, kind: &str, max_of_type: Option<u32>) -> Result<(), String> {
+    let arriving = |uid: &&ServerUid| agent.servers.get(uid).is_none();
+    let capacity = agent.capacity();
+    if agent.servers.len() + receiving.keys().filter(arriving).count() >= capacity {
+        return Err(format!("this pod is full ({capacity} servers)"));
+    }
+    let Some(max) = max_of_type.and_then(|max| usize::try_from(max).ok()) else { return Ok(()) };
+    let here = agent.servers.all().iter().filter(|server| server.spec.type_ == kind).count();
+    let coming = receiving.iter().filter(|(uid, arrival)| arrival.kind == kind && arriving(uid)).count();
+    if here + coming >= max {
+        return Err(format!("this pod has as many servers of type {kind} as it may ({max})"));
+    }
+    Ok(())
+}
+
+/// Whether this pod takes this server: not draining, the right pod, a state that its host can load.
 fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>), String> {
     if offer.protocol.abs_diff(wire::PROTOCOL) > 1 {
         return Err(format!(
@@ -184,10 +224,6 @@ fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>),
         return Err("this pod is draining".into());
     }
     let pool = agent.pool()?;
-    let capacity = agent.capacity();
-    if agent.servers.len() + agent.receiving.len() >= capacity {
-        return Err(format!("this pod is full ({capacity} servers)"));
-    }
     let id =
         ServerId { namespace: offer.namespace.clone(), name: offer.name.clone(), uid: ServerUid(offer.uid.clone()) };
     if agent.servers.get(&id.uid).is_some() || agent.starting.has(&id.uid) {

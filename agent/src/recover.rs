@@ -15,7 +15,9 @@ use wire::session::gone::How;
 use crate::{
     agent::{APPEND, Agent, HOST_CALL},
     host::{HostError, Listed, ListedPhase},
+    problem::Problem,
     servers::Phase,
+    session::tell_status,
 };
 
 /// Between two looks at the host.
@@ -36,16 +38,20 @@ pub async fn watch_host(agent: Arc<Agent>) {
                         lost(&agent);
                     }
                 }
-                agent.described.send_if_modified(|described| {
+                let news = agent.described.send_if_modified(|described| {
                     let changed = described.as_ref() != Some(&host);
                     *described = Some(host);
                     changed
                 });
+                if news {
+                    tell_status(&agent);
+                }
             }
             Err(error) => {
                 if known.is_some() {
                     tracing::warn!(%error, "host does not answer");
                 }
+                agent.host_problem.send_replace(Problem::from(&error));
                 agent.described.send_if_modified(|described| described.take().is_some());
             }
         }
@@ -75,10 +81,13 @@ pub struct Leftover {
 
 /// Before the first session: nothing that this agent does not hold may serve, so that its inventory is true.
 pub async fn freeze_leftovers(agent: &Arc<Agent>) -> Vec<Leftover> {
-    let listed = agent.host.list(HOST_CALL).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "the host does not list its servers");
-        Vec::new()
-    });
+    let listed = loop {
+        match agent.host.list(HOST_CALL).await {
+            Ok(listed) => break listed,
+            Err(error) => tracing::error!(%error, "the host does not list its servers"),
+        }
+        time::sleep(LOOK).await;
+    };
     let mut leftovers = Vec::new();
     for server in listed {
         let attempt = agent.next_attempt();

@@ -14,11 +14,15 @@ use wire::session::{self, gone::How};
 
 use crate::{
     agent::{Agent, HOST_CALL},
+    host::HostError,
     servers::{Phase, Server, server_id},
 };
 
 /// How long an ordered stop keeps trying to write the last state.
 const ORDERED: time::Duration = time::Duration::from_secs(30);
+
+/// What the host gets for a call even if the time is over.
+const LAST_CALL: time::Duration = time::Duration::from_secs(1);
 
 /// Between two tries of a Release that the store did not take.
 const RETRY: time::Duration = time::Duration::from_millis(250);
@@ -33,12 +37,14 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     }
     server.update(|held| held.phase = Phase::Stopping);
     agent.routes.hold(&server.id);
-    let last = freeze(agent, server).await;
+    let last = freeze(agent, server, until).await;
+    // One that did not answer is not waited for a second time.
+    let patience = if last.is_ok() { HOST_CALL } else { LAST_CALL };
     let written = match last {
-        Some(last) => write(agent, server, last, until, tombstone).await,
-        None => Err("the host did not give its last state".into()),
+        Ok(last) => write(agent, server, last, until, tombstone).await,
+        Err(error) => Err(format!("the host did not give its last state: {error}")),
     };
-    let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), HOST_CALL).await;
+    let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), patience).await;
     if let Err(error) = stopped {
         tracing::warn!(server = %server.id, %error, "the host did not stop a released server");
     }
@@ -56,16 +62,10 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     written.is_ok()
 }
 
-async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>) -> Option<Final<Bytes>> {
+async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Result<Final<Bytes>, HostError> {
     let held = server.held();
-    let frozen = agent.host.freeze(&server.id.uid, held.epoch, agent.next_attempt(), held.synced, HOST_CALL);
-    match frozen.await {
-        Ok(last) => Some(last),
-        Err(error) => {
-            tracing::warn!(server = %server.id, %error, "freeze failed");
-            None
-        }
-    }
+    let within = HOST_CALL.min(until.saturating_duration_since(Instant::now())).max(LAST_CALL);
+    agent.host.freeze(&server.id.uid, held.epoch, agent.next_attempt(), held.synced, within).await
 }
 
 async fn write(

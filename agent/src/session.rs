@@ -6,11 +6,12 @@ use anyhow::{Context, bail};
 use handoff::{Epoch, PodUid, ServerUid, drain};
 use tokio::time::{self, Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Request, metadata::MetadataValue, transport::Endpoint};
+use tonic::{Request, metadata::MetadataValue};
 use wire::session::{self, from_agent, operator_client::OperatorClient, to_agent};
 
 use crate::{
     agent::{Agent, StandingPlan, Target},
+    dial,
     draining::{self, Trigger},
     routes::{DirectoryEntry, DirectoryUpdate},
     store_setup,
@@ -18,9 +19,6 @@ use crate::{
 
 /// Between two tries to reach the operator: the first, doubled up to the last, less up to half of it at random.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-
-/// To reach the operator's address.
-const CONNECT: Duration = Duration::from_secs(2);
 
 /// Of the status message; the operator judges a session by the connection's own keep-alive.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -31,31 +29,30 @@ const MAX_MESSAGE: usize = 4 << 20;
 /// Keeps a session open, for ever.
 pub async fn run(agent: Arc<Agent>) {
     let mut wait = RETRY.0;
+    let mut leader = None;
     loop {
         let opened = Instant::now();
-        match session(&agent).await {
+        let ended = session(&agent, leader).await;
+        agent.operator.close();
+        // What one replica says of another is followed once: it may be wrong, and then the Service knows better.
+        let told = ended.as_ref().err().and_then(|error| dial::leader(error.downcast_ref()?));
+        let follow = told.filter(|_| leader.is_none());
+        leader = follow;
+        match ended {
             Ok(()) => tracing::info!("session ended"),
+            Err(_) if follow.is_some() => continue,
             Err(error) => tracing::warn!(error = format!("{error:#}"), "no session"),
         }
-        agent.operator.close();
         wait = if opened.elapsed() > RETRY.1 { RETRY.0 } else { (wait * 2).min(RETRY.1) };
         time::sleep(wait.mul_f64(1.0 - rand::random::<f64>() / 2.0)).await;
     }
 }
 
-async fn session(agent: &Arc<Agent>) -> anyhow::Result<()> {
+async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Result<()> {
     let token = tokio::fs::read_to_string(&agent.config.token)
         .await
         .with_context(|| format!("the token {} cannot be read", agent.config.token.display()))?;
-    let channel = Endpoint::from_shared(agent.config.operator.clone())
-        .with_context(|| format!("DURABLE_OPERATOR is not an address: {}", agent.config.operator))?
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(3))
-        .connect()
-        .await
-        .with_context(|| format!("the operator at {} cannot be reached", agent.config.operator))?;
+    let channel = dial::connect(&agent.config, leader).await?;
     let mut client = OperatorClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let messages = agent.operator.open(|| from_agent::Body::Hello(hello(agent)));
     let mut request = Request::new(UnboundedReceiverStream::new(messages));
@@ -81,11 +78,14 @@ async fn session(agent: &Arc<Agent>) -> anyhow::Result<()> {
 
 /// Tells the operator how this agent is.
 pub fn tell_status(agent: &Arc<Agent>) {
+    let host_ready = agent.described.borrow().is_some();
+    let problem = if host_ready { agent.problem.borrow().clone() } else { agent.host_problem.borrow().clone() };
     agent.operator.tell(from_agent::Body::Status(session::Status {
-        host_ready: agent.described.borrow().is_some(),
+        host_ready,
         draining: agent.draining.is_draining(),
         types: host_types(agent),
-        problem: agent.problem.borrow().clone(),
+        problem: problem.message,
+        reason: problem.reason.to_owned(),
         directory_version: agent.routes.version(),
     }));
 }
@@ -125,10 +125,10 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             }
             tracing::info!(cluster = welcome.cluster_id, "session open");
             if let Some(settings) = welcome.settings {
-                store_setup::settings(agent, &settings, welcome.cluster_id);
+                store_setup::settings(agent, &settings, Some(welcome.cluster_id));
             }
         }
-        Some(to_agent::Body::Settings(settings)) => store_setup::settings(agent, &settings, String::new()),
+        Some(to_agent::Body::Settings(settings)) => store_setup::settings(agent, &settings, None),
         Some(to_agent::Body::Assign(assign)) => crate::start::assigned(agent, assign),
         Some(to_agent::Body::Plan(plan)) => {
             agent.plan.send_replace(Some(standing_plan(plan)));

@@ -87,10 +87,14 @@ pub async fn sync(agent: &Arc<Agent>, server: &Arc<Server>) -> Result<u64, SyncE
         .host
         .snapshot(&server.id.uid, held.epoch, held.synced, HOST_CALL)
         .await
-        .map_err(|error| SyncError::Host(error.to_string()))?;
+        .map_err(|error| failed(agent, server, SyncError::Host(error.to_string())))?;
     let state: State<Bytes> = match snapshot {
         Snapshot::Unchanged(_) => {
-            server.update(|held| held.last_sync = Some(std::time::SystemTime::now()));
+            server.update(|held| {
+                held.last_sync = Some(std::time::SystemTime::now());
+                held.error = None;
+            });
+            mended(agent, server, held.error.as_ref());
             return Ok(held.state_at.0);
         }
         Snapshot::State(state) => state,
@@ -108,19 +112,32 @@ pub async fn sync(agent: &Arc<Agent>, server: &Arc<Server>) -> Result<u64, SyncE
         Ok(header) => {
             server.update(|held| held.state_bytes = state.body.len() as u64);
             server.wrote(&header, Some(state.mark));
+            mended(agent, server, held.error.as_ref());
             Ok(header.sequence.0)
         }
         Err(AppendError::Fenced(header)) => {
             lost(agent, server, header.epoch).await;
             Err(SyncError::Fenced(header.epoch))
         }
-        Err(error) => {
-            let message = error.to_string();
-            server.update(|held| held.error = Some(message.clone()));
-            agent.operator.tell(from_agent::Body::Held(server.report()));
-            Err(SyncError::Store(message))
-        }
+        Err(error) => Err(failed(agent, server, SyncError::Store(error.to_string()))),
     }
+}
+
+/// Tells the operator that what it was told is over.
+fn mended(agent: &Arc<Agent>, server: &Arc<Server>, error: Option<&String>) {
+    if error.is_some() {
+        agent.operator.tell(from_agent::Body::Held(server.report()));
+    }
+}
+
+/// Tells the operator why the state is not in the store, unless it knows.
+fn failed(agent: &Arc<Agent>, server: &Arc<Server>, error: SyncError) -> SyncError {
+    let message = error.to_string();
+    if server.held().error.as_ref() != Some(&message) {
+        server.update(|held| held.error = Some(message));
+        agent.operator.tell(from_agent::Body::Held(server.report()));
+    }
+    error
 }
 
 /// The log says that another owns this server: it must not be served here one moment longer.

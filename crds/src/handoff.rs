@@ -1,5 +1,7 @@
 //! `Handoff`: the record of one drain, made and written by the operator.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -28,8 +30,8 @@ use crate::limits;
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.failed"),
     printcolumn(name = "Gap-P50", type_ = "string", json_path = ".status.gapP50"),
     printcolumn(name = "Gap-Max", type_ = "string", json_path = ".status.gapMax"),
-    printcolumn(name = "Blocked-By", type_ = "string", json_path = ".status.blockedBy", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Why", type_ = "string", json_path = ".status.blockedBy")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct HandoffSpec {
@@ -97,7 +99,11 @@ pub struct HandoffStatus {
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// What keeps it from going on, as a sentence.
+    /// Servers that were stopped instead of moved, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(length(max = 16))]
+    pub reasons: BTreeMap<String, u32>,
+    /// What keeps servers from moving now, or else why some were stopped instead, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub blocked_by: Option<String>,
@@ -113,7 +119,7 @@ pub enum HandoffPhase {
     /// Servers move.
     #[default]
     Running,
-    /// Nothing moves at present; `blockedBy` says why.
+    /// Nothing moves at present, and the servers that are left serve on; `blockedBy` says what is waited for.
     Blocked,
     /// The pod is empty, and every server was moved or stopped gracefully.
     Complete,

@@ -23,9 +23,9 @@ use crate::{ByteSize, Duration, limits};
     printcolumn(name = "Running", type_ = "integer", json_path = ".status.running"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods"),
     printcolumn(name = "Handoff", type_ = "boolean", json_path = ".spec.handoffOnShutdown.enabled"),
-    printcolumn(name = "Accepted", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].status", priority = 1),
     printcolumn(name = "Bucket", type_ = "string", json_path = ".spec.store.s3.bucket", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Why", type_ = "string", json_path = ".status.conditions[?(@.status!=\"True\")].message")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DurableServerPoolSpec {

@@ -27,7 +27,9 @@ use crate::{Duration, limits};
     printcolumn(name = "Pod", type_ = "string", json_path = ".status.pod"),
     printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
     printcolumn(name = "Last-Gap", type_ = "string", json_path = ".status.lastHandoff.gap"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    // The API server shows the first that matches: of what is not as it should be, what all else follows from.
+    printcolumn(name = "Why", type_ = "string", json_path = ".status.conditions[?(@.status!=\"True\")].message")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DurableServerSpec {

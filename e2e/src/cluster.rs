@@ -5,6 +5,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ use crate::wait::until;
 pub const SYSTEM: &str = "durable-server-system";
 /// The operator's Deployment and Service.
 pub const OPERATOR: &str = "durable-server-operator";
-const RELEASE: &str = "durable-server";
+/// The chart's release.
+pub const RELEASE: &str = "durable-server";
 /// The embedded store's Service and Secret.
 const STORE: &str = "durable-server-store";
 /// The cluster's own bridge: nodes, pods and this machine reach each other here.
@@ -35,7 +37,7 @@ const STORE_METRICS: u16 = 9327;
 const LABEL: &str = "durableserver.io/e2e";
 /// Who we are to the API server.
 const MANAGER: &str = "e2e";
-const IMAGES: [&str; 4] = ["operator", "agent", "rooms", "seaweedfs"];
+const IMAGES: [&str; 5] = ["operator", "agent", "rooms", "bad-host", "seaweedfs"];
 const INSTALL: Duration = Duration::from_secs(90);
 const ROLLOUT: Duration = Duration::from_mins(5);
 
@@ -133,6 +135,14 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// Where the API server notes what the operator writes.
+    pub fn audit_log(&self) -> Result<PathBuf> {
+        if !self.ours {
+            bail!("only the API server of a cluster of our own keeps the audit log that this needs");
+        }
+        Ok(cache().join("cluster/run/audit.log"))
+    }
+
     /// Objects of one kind of our own group in a namespace.
     #[must_use]
     pub fn objects(&self, namespace: &str, kind: &str) -> Api<DynamicObject> {
@@ -145,12 +155,15 @@ impl Cluster {
         ApiResource::from_gvk(&GroupVersionKind::gvk("durableserver.io", "v1alpha1", kind))
     }
 
-    /// A namespace of its own for a test. What an earlier one left to be looked at goes.
+    /// A namespace of its own for a test. What an earlier run left to be looked at goes.
     pub async fn fresh_namespace(&self, name: &str) -> Result<String> {
+        static TIDIED: AtomicBool = AtomicBool::new(false);
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
-        for old in namespaces.list_metadata(&ListParams::default().labels(LABEL)).await?.items {
-            if old.metadata.deletion_timestamp.is_none() {
-                self.remove_namespace(&old.metadata.name.unwrap_or_default()).await?;
+        if !TIDIED.swap(true, Ordering::Relaxed) {
+            for old in namespaces.list_metadata(&ListParams::default().labels(LABEL)).await?.items {
+                if old.metadata.deletion_timestamp.is_none() {
+                    self.remove_namespace(&old.metadata.name.unwrap_or_default()).await?;
+                }
             }
         }
         // Under "restricted" the API server checks what the example's manifests promise.
@@ -226,9 +239,18 @@ impl Cluster {
 
     /// Runs `kubectl` on it: whether that went well, and all that it said.
     pub async fn kubectl(&self, arguments: &[&str]) -> Result<(bool, String)> {
-        let mut kubectl = Command::new(tool("kubectl"));
-        kubectl.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).stdin(Stdio::null());
-        let output = kubectl.output().await.with_context(|| format!("{kubectl:?}"))?;
+        self.said("kubectl", arguments).await
+    }
+
+    /// Runs `helm` on it: whether that went well, and all that it said.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<(bool, String)> {
+        self.said("helm", arguments).await
+    }
+
+    async fn said(&self, program: &str, arguments: &[&str]) -> Result<(bool, String)> {
+        let mut command = Command::new(tool(program));
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).stdin(Stdio::null());
+        let output = command.output().await.with_context(|| format!("{command:?}"))?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
     }

@@ -91,6 +91,13 @@ pub fn millis(nanos: u64) -> f64 {
     (nanos / 1_000) as f64 / 1_000.0
 }
 
+/// How many of these there are for each of those; of none, all.
+#[must_use]
+pub fn ratio(some: usize, all: usize) -> f64 {
+    let float = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+    float(some) / float(all.max(1))
+}
+
 /// Requests, and those of them that a person would complain about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {

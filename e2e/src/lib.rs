@@ -5,9 +5,15 @@
 
 #![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
 
+pub mod audit;
+pub mod bad_input;
+pub mod browser;
+pub mod casebook;
 pub mod cluster;
+pub mod fallbacks;
 pub mod fault;
 pub mod figures;
+pub mod gate;
 pub mod http;
 pub mod ledger;
 pub mod live;
@@ -17,6 +23,7 @@ pub mod process;
 pub mod report;
 pub mod rollout;
 pub mod rooms;
+pub mod scene;
 pub mod view;
 pub mod wait;
 

@@ -1,4 +1,4 @@
-//! `e2e demo` and `e2e bench`: see `make help`.
+//! `e2e demo`, `e2e bench` and `e2e faults`: see `make help`.
 
 #![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
 
@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use e2e::casebook;
 use e2e::cluster::{Cluster, Store};
 use e2e::figures::Spread;
 use e2e::metrics::Histograms;
@@ -34,6 +35,8 @@ enum Command {
     Demo,
     /// Rolling restarts until percentiles mean something.
     Bench,
+    /// All that can go wrong, and what is seen of it.
+    Faults,
 }
 
 #[tokio::main]
@@ -42,6 +45,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
+        Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }
 }
 

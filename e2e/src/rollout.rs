@@ -131,16 +131,11 @@ fn figures(rooms: &Rooms, servers: usize, seen: &Seen, rollout: &Rollout, ops: S
         slow_requests: traffic.slow,
         requests: traffic.requests,
         store_ops_per_handoff: ops.without_puts(synced).per(moved + stopped),
-        hops_per_server: hundredths(ratio(rooms.ledger.begun_since(begun), servers)),
+        hops_per_server: hundredths(figures::ratio(rooms.ledger.begun_since(begun), servers)),
         double_served: figures::double_served(&seen.answers) + rollout.overlaps.len(),
         drain_s: hundredths(figures::millis(drains.max().unwrap_or(0)) / 1_000.0),
         rollout_s: 0.0,
     }
-}
-
-fn ratio(some: usize, all: usize) -> f64 {
-    let float = |n: usize| f64::from(u32::try_from(n).unwrap_or(u32::MAX));
-    float(some) / float(all.max(1))
 }
 
 fn hundredths(value: f64) -> f64 {

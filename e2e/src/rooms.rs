@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{Request, Response};
@@ -18,7 +18,7 @@ use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
-use crate::cluster::{Cluster, OPERATOR, SYSTEM, cluster_ip, repository};
+use crate::cluster::{Cluster, cluster_ip, repository};
 use crate::http::Pool;
 use crate::ledger::Ledger;
 use crate::load::{Load, Plan};
@@ -60,7 +60,10 @@ impl Rooms {
         let secret =
             json!({ "apiVersion": "v1", "kind": "Secret", "metadata": { "name": SECRET }, "stringData": keys });
         cluster.apply(&namespace, secret).await?;
-        for mut object in manifests()? {
+        let mut objects = manifests()?;
+        // Pods of a pool that is not there yet are refused.
+        objects.sort_by_key(|object| object["kind"] != "DurableServerPool");
+        for mut object in objects {
             match object["kind"].as_str() {
                 Some("DurableServer") => continue,
                 Some("DurableServerPool") => set_pool(&mut object, cluster, &namespace, &pool),
@@ -89,7 +92,7 @@ impl Rooms {
             async move { anyhow::Ok(api.create(&PostParams::default(), &serde_json::from_value(object)?).await?) }
         });
         made.buffer_unordered(SERVERS_AT_ONCE).try_for_each(|_| async { Ok(()) }).await?;
-        self.all_running(rooms, Duration::from_mins(2)).await
+        self.all_running(rooms, Duration::from_mins(5)).await
     }
 
     /// Waits until there are so many servers, each `Running` in a pod that is there.
@@ -269,21 +272,8 @@ fn set_pool(object: &mut Value, cluster: &Cluster, namespace: &str, pool: &Value
 
 fn set_deployment(object: &mut Value, ledger: &Ledger, pods: i32) -> Result<()> {
     object["spec"]["replicas"] = json!(pods);
-    let spec = &mut object["spec"]["template"]["spec"];
-    let operator = format!("http://{OPERATOR}.{SYSTEM}:9443");
-    for kind in ["initContainers", "containers"] {
-        let Some(env) = spec[kind][0]["env"].as_array_mut() else { bail!("{kind}: no environment to set") };
-        for variable in env.iter_mut() {
-            if variable["name"] == "DURABLE_OPERATOR" {
-                variable["value"] = json!(operator);
-            } else if let Some(secret) = variable.pointer_mut("/valueFrom/secretKeyRef/name") {
-                *secret = json!(SECRET);
-            }
-        }
-        if kind == "containers" {
-            env.push(json!({ "name": "LEDGER", "value": ledger.url() }));
-        }
-    }
+    let env = object.pointer_mut("/spec/template/spec/containers/0/env").and_then(Value::as_array_mut);
+    env.context("no environment to set")?.push(json!({ "name": "LEDGER", "value": ledger.url() }));
     Ok(())
 }
 

@@ -79,7 +79,9 @@ pub struct HandoffStatus {
     pub stopped: usize,
     /// Neither.
     pub failed: usize,
-    /// What it waits for; empty if for nothing.
+    /// Why servers were stopped instead of moved, and how many.
+    pub reasons: BTreeMap<String, usize>,
+    /// What it waits for, or why servers were stopped; empty if for nothing.
     pub blocked_by: String,
 }
 

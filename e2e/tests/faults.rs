@@ -1,4 +1,4 @@
-//! What breaks in the middle of a drain costs nothing that was acknowledged.
+//! What breaks costs nothing that was acknowledged, and is shown.
 
 #![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
 
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use e2e::casebook;
 use e2e::cluster::{Cluster, OPERATOR, SYSTEM, Store};
 use e2e::fault::{self, Killed};
 use e2e::rooms::Rooms;
@@ -41,6 +42,11 @@ async fn gone(rooms: &Rooms, pod: &Pod) -> Result<()> {
         Ok((!rooms.view.pods().iter().any(|other| other.uid == pod.uid)).then_some(()))
     })
     .await
+}
+
+#[tokio::test]
+async fn each_misfortune_is_shown_once_and_nothing_else_breaks() -> Result<()> {
+    casebook::run(&Cluster::up(Store::Outside).await?, false).await
 }
 
 #[tokio::test]

@@ -6,10 +6,17 @@ use std::{
     time::Duration,
 };
 
+mod why;
+
+pub use why::{Blocked, StopReason, foremost};
+
 use crate::{
     ids::{Instant, PodUid, ServerUid},
     source::Cause,
 };
+
+/// Attempts at a server whose state this pod's host does not give. It may be busy with one long request.
+const HOST_TRIES: u32 = 3;
 
 /// Handoffs in flight however long the gaps are: on a machine that is busy with something else, waiting does not help.
 const FLOOR: usize = 4;
@@ -28,7 +35,7 @@ pub struct Limits {
     pub stop_concurrency: usize,
     /// Consecutive failed handoffs after which no more are begun.
     pub stop_after_failures: u32,
-    /// How long to wait for any plan at all.
+    /// How long to wait for any plan at all, and for a pod that is not in it yet.
     pub plan_wait: Duration,
     /// Before handoffs are tried again after the store could not be written.
     pub store_retry: Duration,
@@ -131,44 +138,14 @@ pub enum Event {
 pub enum Action {
     /// Begin a handoff.
     Handoff(ServerUid, PodUid),
+    /// Give up a handoff that is not past Final: the time that is left is for stopping.
+    Abort(ServerUid),
     /// Freeze, write a Release, stop.
     Stop(ServerUid, StopReason),
     /// Look again at this time, with a [`Event::Tick`].
     Wake(Instant),
     /// Every server is somewhere else or stopped.
     Done(Summary),
-}
-
-/// Why a server is stopped instead of moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum StopReason {
-    /// Handoff is off for it.
-    HandoffOff,
-    /// No pod is eligible, and none is expected.
-    NoTarget,
-    /// Every eligible pod would not have it.
-    AllRejected,
-    /// `stopAfterFailures` handoffs failed in a row.
-    TooManyFailures,
-    /// The time for handoffs is over.
-    Deadline,
-    /// The time is over, and the store could not be written all along.
-    StoreUnavailable,
-}
-
-impl StopReason {
-    /// The name that status, events and metrics use.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::HandoffOff => "HandoffOff",
-            Self::NoTarget => "NoTarget",
-            Self::AllRejected => "AllRejected",
-            Self::TooManyFailures => "TooManyFailures",
-            Self::Deadline => "Deadline",
-            Self::StoreUnavailable => "StoreUnavailable",
-        }
-    }
 }
 
 /// What became of the servers.
@@ -186,12 +163,35 @@ pub struct Summary {
     pub reasons: BTreeMap<StopReason, usize>,
 }
 
+impl Summary {
+    /// Adds what became of others.
+    pub fn add(&mut self, other: &Self) {
+        self.total += other.total;
+        self.moved += other.moved;
+        self.stopped += other.stopped;
+        self.failed += other.failed;
+        for (reason, n) in &other.reasons {
+            *self.reasons.entry(*reason).or_default() += n;
+        }
+    }
+}
+
 struct Waiting {
     job: Job,
+    /// Its place in the order in which servers go.
+    rank: usize,
     tried: HashSet<PodUid>,
+    host_failures: u32,
+}
+
+impl Waiting {
+    fn new((rank, job): (usize, Job)) -> Self {
+        Self { job, rank, tried: HashSet::new(), host_failures: 0 }
+    }
 }
 
 /// One drain of one pod.
+#[allow(clippy::struct_excessive_bools, reason = "facts that are independent of each other")]
 pub struct Drain {
     limits: Limits,
     deadline: Instant,
@@ -204,6 +204,8 @@ pub struct Drain {
     stopping: HashSet<ServerUid>,
     assigned: HashMap<PodUid, u32>,
     failures: u32,
+    gave_up: bool,
+    aborted: bool,
     store_failed_at: Option<Instant>,
     store_was_down: bool,
     summary: Summary,
@@ -222,7 +224,7 @@ impl Drain {
     ) -> (Self, Vec<Action>) {
         jobs.sort_by_key(|job| (std::cmp::Reverse(job.priority), !job.dirty));
         let summary = Summary { total: jobs.len(), ..Summary::default() };
-        let waiting = jobs.into_iter().map(|job| Waiting { job, tried: HashSet::new() }).collect();
+        let waiting = jobs.into_iter().enumerate().map(Waiting::new).collect();
         let mut drain = Self {
             limits,
             deadline,
@@ -235,6 +237,8 @@ impl Drain {
             stopping: HashSet::new(),
             assigned: HashMap::new(),
             failures: 0,
+            gave_up: false,
+            aborted: false,
             store_failed_at: None,
             store_was_down: false,
             summary,
@@ -260,8 +264,11 @@ impl Drain {
     pub fn on(&mut self, event: Event, now: Instant) -> Vec<Action> {
         match event {
             Event::Plan(plan) => {
-                // Loads in a new plan already count what was assigned before it was made.
+                // Loads in a new plan already count what arrived before it was made, but not what is on its way.
                 self.assigned.clear();
+                for (_, target) in self.moving.values() {
+                    *self.assigned.entry(target.clone()).or_default() += 1;
+                }
                 self.waiting.iter_mut().for_each(|waiting| waiting.tried.clear());
                 self.plan = Some(plan);
             }
@@ -301,20 +308,26 @@ impl Drain {
             }
             Ended::Gone => self.summary.failed += 1,
             Ended::Kept(cause) => {
+                if let Some(assigned) = self.assigned.get_mut(&target) {
+                    *assigned = assigned.saturating_sub(1);
+                }
                 match cause {
                     Cause::Rejected => {
                         waiting.tried.insert(target);
                     }
                     Cause::Failed => {
                         self.failures += 1;
+                        self.gave_up |= self.failures >= self.limits.stop_after_failures;
                         waiting.tried.insert(target);
                     }
+                    Cause::Host => waiting.host_failures += 1,
                     Cause::StoreUnavailable => {
                         self.store_failed_at = Some(now);
                         self.store_was_down = true;
                     }
                 }
-                self.waiting.insert(0, waiting);
+                let place = self.waiting.partition_point(|other| other.rank < waiting.rank);
+                self.waiting.insert(place, waiting);
             }
         }
     }
@@ -331,7 +344,12 @@ impl Drain {
         }
         let mut actions = Vec::new();
         match self.halted(now) {
-            Some(reason) => self.stop_all(reason, &mut actions),
+            Some(reason) => {
+                if now + self.reserve() >= self.deadline {
+                    self.abort_all(&mut actions);
+                }
+                self.stop_all(reason, &mut actions);
+            }
             None => self.start_some(now, &mut actions),
         }
         if self.remaining() == 0 {
@@ -348,13 +366,27 @@ impl Drain {
         if now + self.reserve() >= self.deadline {
             return Some(if self.store_was_down { StopReason::StoreUnavailable } else { StopReason::Deadline });
         }
-        if self.failures >= self.limits.stop_after_failures {
+        if self.gave_up {
             return Some(StopReason::TooManyFailures);
         }
         match &self.plan {
             None if now >= self.plan_deadline => Some(StopReason::NoTarget),
-            Some(plan) if plan.candidates.is_empty() && !plan.more_expected => Some(StopReason::NoTarget),
+            Some(plan) if plan.candidates.is_empty() && self.is_final(plan, now) => Some(StopReason::NoTarget),
             _ => None,
+        }
+    }
+
+    /// No pod comes that is not in the plan. Whoever replaces this pod needs a moment to say so.
+    fn is_final(&self, plan: &Plan, now: Instant) -> bool {
+        !plan.more_expected && now >= self.plan_deadline
+    }
+
+    /// What is under way might end only when it is too late to stop it gracefully.
+    fn abort_all(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.aborted, true) {
+            let mut servers: Vec<ServerUid> = self.moving.keys().cloned().collect();
+            servers.sort_unstable();
+            actions.extend(servers.into_iter().map(Action::Abort));
         }
     }
 
@@ -374,34 +406,62 @@ impl Drain {
     fn start_some(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut kept = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
-            if !waiting.job.handoff {
+            if let Some(reason) = self.must_stop(&waiting, now) {
                 if self.stopping.len() < self.limits.stop_concurrency {
-                    self.stop(waiting.job.server, StopReason::HandoffOff, actions);
+                    self.stop(waiting.job.server, reason, actions);
                 } else {
                     kept.push(waiting);
                 }
                 continue;
             }
-            if self.moving.len() >= self.window.min(self.limits.max_concurrency)
-                || self.store_is_resting(now)
-                || self.plan.is_none()
-            {
-                kept.push(waiting);
-                continue;
-            }
-            match self.next_target(&waiting) {
+            let may_begin = self.moving.len() < self.window.min(self.limits.max_concurrency)
+                && !self.store_is_resting(now)
+                && waiting.job.handoff;
+            match self.next_target(&waiting).filter(|_| may_begin) {
                 Some(target) => {
                     *self.assigned.entry(target.clone()).or_default() += 1;
                     actions.push(Action::Handoff(waiting.job.server.clone(), target.clone()));
                     self.moving.insert(waiting.job.server.clone(), (waiting, target));
                 }
-                None if self.all_tried(&waiting) && self.stopping.len() < self.limits.stop_concurrency => {
-                    self.stop(waiting.job.server, StopReason::AllRejected, actions);
-                }
                 None => kept.push(waiting),
             }
         }
         self.waiting = kept;
+    }
+
+    /// Why this server is to be stopped while others move, if so.
+    fn must_stop(&self, waiting: &Waiting, now: Instant) -> Option<StopReason> {
+        if !waiting.job.handoff {
+            return Some(StopReason::HandoffOff);
+        }
+        if waiting.host_failures >= HOST_TRIES {
+            return Some(StopReason::HostFailed);
+        }
+        let plan = self.plan.as_ref().filter(|plan| self.is_final(plan, now) && !self.store_is_resting(now))?;
+        if plan.candidates.iter().all(|candidate| waiting.tried.contains(&candidate.pod)) {
+            return Some(StopReason::AllRejected);
+        }
+        // What is on its way may yet fail, and leave room.
+        (self.moving.is_empty() && self.next_target(waiting).is_none()).then_some(StopReason::PodsFull)
+    }
+
+    /// Why no server moves at present though some should, if so.
+    #[must_use]
+    pub fn blocked(&self, now: Instant) -> Option<Blocked> {
+        let mut left = self.waiting.iter().filter(|waiting| waiting.job.handoff).peekable();
+        if !self.moving.is_empty() || left.peek().is_none() || self.halted(now).is_some() {
+            return None;
+        }
+        if self.store_is_resting(now) {
+            return Some(Blocked::StoreUnavailable);
+        }
+        // Without hope it waits a moment only.
+        let plan = self.plan.as_ref().filter(|plan| plan.more_expected)?;
+        if plan.candidates.is_empty() {
+            return Some(Blocked::NoTarget);
+        }
+        let refused = |waiting: &Waiting| plan.candidates.iter().all(|c| waiting.tried.contains(&c.pod));
+        Some(if left.any(refused) { Blocked::AllRejected } else { Blocked::PodsFull })
     }
 
     fn store_is_resting(&self, now: Instant) -> bool {
@@ -419,19 +479,10 @@ impl Drain {
             .map(|c| c.pod.clone())
     }
 
-    /// Whether waiting for another answer is pointless: every candidate was tried, and no further pod is expected.
-    fn all_tried(&self, waiting: &Waiting) -> bool {
-        self.plan.as_ref().is_some_and(|plan| {
-            !plan.more_expected && plan.candidates.iter().all(|candidate| waiting.tried.contains(&candidate.pod))
-        })
-    }
-
     fn next_look(&self, now: Instant) -> Instant {
         let halt = Instant(self.deadline.0.saturating_sub(self.reserve()));
         let mut looks = vec![if halt > now { halt } else { self.deadline }];
-        if self.plan.is_none() {
-            looks.push(self.plan_deadline);
-        }
+        looks.push(self.plan_deadline);
         looks.extend(self.store_failed_at.map(|at| at + self.limits.store_retry));
         looks.into_iter().filter(|look| *look > now).min().unwrap_or(self.deadline)
     }

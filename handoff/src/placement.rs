@@ -1,6 +1,6 @@
 //! Which pods may host a server, and which of those is best. Pure functions of an index of the world.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::ids::PodUid;
 
@@ -30,6 +30,8 @@ pub struct PodFacts {
     pub load: u32,
     /// Servers it may have.
     pub capacity: u32,
+    /// Of these, by type; only where a type has a limit of its own.
+    pub of_type: HashMap<String, u32>,
     /// (type, state version) pairs that its host can load.
     pub loads: HashSet<(String, u32)>,
     /// Types that its host serves, for servers without a state yet.
@@ -75,6 +77,8 @@ pub struct Need {
     pub kind: String,
     /// The version of its state; `None` before the first.
     pub state_version: Option<u32>,
+    /// Servers of its type that one pod may have, within the pod's capacity.
+    pub max_of_type: Option<u32>,
 }
 
 impl PodFacts {
@@ -95,7 +99,8 @@ impl PodFacts {
     /// Whether this pod may get this server now.
     pub fn can_take(&self, need: &Need) -> Result<(), Ineligible> {
         self.can_host()?;
-        if self.load >= self.capacity {
+        let of_type = self.of_type.get(&need.kind).copied().unwrap_or(0);
+        if self.load >= self.capacity || need.max_of_type.is_some_and(|max| of_type >= max) {
             return Err(Ineligible::Full);
         }
         let loads = match need.state_version {
@@ -103,6 +108,12 @@ impl PodFacts {
             None => self.types.contains(&need.kind),
         };
         if loads { Ok(()) } else { Err(Ineligible::CannotLoad) }
+    }
+
+    /// Counts one server more.
+    pub fn take(&mut self, kind: &str) {
+        self.load += 1;
+        *self.of_type.entry(kind.to_owned()).or_default() += 1;
     }
 
     /// Lower is better: newest revision first, since a server should move once in a rollout; then the lowest load
@@ -127,7 +138,7 @@ pub fn spread(pods: &mut [PodFacts], needs: &[Need]) -> Vec<Option<PodUid>> {
         .map(|need| {
             let chosen = choose(pods.iter(), need)?.pod.clone();
             let pod = pods.iter_mut().find(|pod| pod.pod == chosen)?;
-            pod.load += 1;
+            pod.take(&need.kind);
             Some(chosen)
         })
         .collect()

@@ -181,6 +181,8 @@ pub enum Cause {
     Rejected,
     /// Something broke or took too long: try another, and count it.
     Failed,
+    /// This pod's own host did not give its state: no target would help, and none is to blame.
+    Host,
     /// The Grant could not be written: no target would help.
     StoreUnavailable,
 }
@@ -270,11 +272,10 @@ impl Source {
             Event::Fenced(header) => self.fenced(&header),
             Event::Rejected(reason) if self.is_before_final() => self.fail(Cause::Rejected, reason),
             Event::GrantFailed(reason) if self.is_before_final() => self.fail(Cause::StoreUnavailable, reason),
-            Event::CopyFailed(reason) | Event::FreezeFailed(reason) | Event::Abort(reason)
-                if self.is_before_final() =>
-            {
-                self.fail(Cause::Failed, reason)
+            Event::CopyFailed(reason) | Event::FreezeFailed(reason) if self.is_before_final() => {
+                self.fail(Cause::Host, reason)
             }
+            Event::Abort(reason) if self.is_before_final() => self.fail(Cause::Failed, reason),
             Event::PeerLost if self.is_before_final() => {
                 self.fail(Cause::Failed, "the target's connection broke".into())
             }
@@ -333,7 +334,7 @@ impl Source {
             Phase::Preparing { ready: false } | Phase::Queued => {
                 self.fail(Cause::Failed, "perServerTimeout passed".into())
             }
-            Phase::Freezing => self.fail(Cause::Failed, "the host did not freeze within freezeTimeout".into()),
+            Phase::Freezing => self.fail(Cause::Host, "the host did not freeze within freezeTimeout".into()),
             Phase::Sent | Phase::Serving | Phase::Insuring { in_flight: false } => self.insure(),
             Phase::Insuring { in_flight: true } | Phase::Ended => Vec::new(),
         }

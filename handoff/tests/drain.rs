@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use handoff::{
     Instant, PodUid, ServerUid,
-    drain::{Action, Candidate, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
+    drain::{Action, Blocked, Candidate, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary, foremost},
     source::Cause,
 };
 use proptest::prelude::*;
@@ -129,6 +129,8 @@ fn a_refused_server_is_offered_to_the_next_pod_and_stopped_when_all_refused() {
     let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::Rejected)), at(1));
     assert_eq!(handoffs(&actions), [("s0".into(), "c".into())]);
     let actions = drain.on(Event::HandoffEnded(uid(0), Ended::Kept(Cause::Rejected)), at(2));
+    assert_eq!(actions, [Action::Wake(at(1000))], "a pod that replaces this one may be on its way");
+    let actions = drain.on(Event::Tick, at(1000));
     assert_eq!(stops(&actions), [("s0".into(), StopReason::AllRejected)]);
 }
 
@@ -161,8 +163,9 @@ fn with_no_pod_eligible_it_serves_on_only_while_one_is_expected() {
     let actions = drain.on(Event::Plan(plan(vec![candidate("b", true, 0, 9)])), at(5000));
     assert_eq!(handoffs(&actions), [("s0".into(), "b".into())]);
 
-    let (_, actions) = start(vec![job(0)], Some(plan(vec![])), Limits::default());
-    assert_eq!(stops(&actions), [("s0".into(), StopReason::NoTarget)]);
+    let (mut drain, actions) = start(vec![job(0)], Some(plan(vec![])), Limits::default());
+    assert_eq!(actions, [Action::Wake(at(1000))]);
+    assert_eq!(stops(&drain.on(Event::Tick, at(1000))), [("s0".into(), StopReason::NoTarget)]);
 }
 
 #[test]
@@ -198,6 +201,133 @@ fn a_server_with_handoff_off_is_stopped_at_once() {
     let (_, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 9)])), Limits::default());
     assert_eq!(stops(&actions), [("s0".into(), StopReason::HandoffOff)]);
     assert_eq!(handoffs(&actions).len(), 1);
+}
+
+fn aborts(actions: &[Action]) -> Vec<String> {
+    let aborted = actions.iter().filter_map(|action| match action {
+        Action::Abort(server) => Some(server.0.clone()),
+        _ => None,
+    });
+    aborted.collect()
+}
+
+fn kept(server: usize, cause: Cause) -> Event {
+    Event::HandoffEnded(uid(server), Ended::Kept(cause))
+}
+
+#[test]
+fn what_is_under_way_when_time_runs_out_is_given_up_and_stopped_in_time() {
+    let limits = Limits { max_concurrency: 2, ..Limits::default() };
+    let (mut drain, _) = start((0..3).map(job).collect(), Some(plan(vec![candidate("hangs", true, 0, 9)])), limits);
+    let halt = MINUTE - 250 - 2000;
+    let actions = drain.on(Event::Tick, at(halt));
+    assert_eq!(aborts(&actions), ["s0", "s1"]);
+    assert_eq!(stops(&actions), [("s2".into(), StopReason::Deadline)]);
+    assert!(aborts(&drain.on(Event::Tick, at(halt + 1))).is_empty(), "once");
+    let actions = drain.on(kept(1, Cause::Failed), at(halt + 2));
+    assert_eq!(stops(&actions), [("s1".into(), StopReason::Deadline)]);
+}
+
+#[test]
+fn a_breaker_that_tripped_stays_so() {
+    let limits = Limits { max_concurrency: 3, stop_after_failures: 2, ..Limits::default() };
+    let pods = vec![candidate("b", true, 0, 9), candidate("c", true, 0, 9)];
+    let (mut drain, _) = start((0..4).map(job).collect(), Some(plan(pods)), limits);
+    drain.on(kept(0, Cause::Failed), at(1));
+    let actions = drain.on(kept(1, Cause::Failed), at(2));
+    assert!(aborts(&actions).is_empty(), "what is under way may succeed");
+    assert!(!stops(&actions).is_empty());
+    let actions = drain.on(Event::HandoffEnded(uid(2), Ended::Moved), at(3));
+    assert!(handoffs(&actions).is_empty());
+}
+
+#[test]
+fn a_server_that_was_kept_goes_back_to_its_place() {
+    let limits = Limits { max_concurrency: 1, stop_concurrency: 1, stop_after_failures: 1, ..Limits::default() };
+    let jobs = vec![job(0), Job { priority: 9, ..job(1) }, Job { priority: 5, ..job(2) }];
+    let (mut drain, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 9)])), limits);
+    assert_eq!(handoffs(&actions)[0].0, "s1");
+    let mut actions = drain.on(kept(1, Cause::Failed), at(1));
+    let mut order = Vec::new();
+    while let Some((server, _)) = stops(&actions).pop() {
+        actions = drain.on(Event::StopEnded(ServerUid(server.clone()), true), at(2));
+        order.push(server);
+    }
+    assert_eq!(order, ["s1", "s2", "s0"]);
+
+    let limits = Limits { max_concurrency: 1, ..Limits::default() };
+    let pods = vec![candidate("b", true, 0, 9), candidate("c", true, 0, 9)];
+    let jobs = vec![job(0), Job { priority: -1, ..job(1) }, Job { priority: 1, ..job(2) }];
+    let (mut drain, _) = start(jobs, Some(Plan { candidates: pods, more_expected: true }), limits);
+    drain.on(Event::HandoffEnded(uid(2), Ended::Moved), at(1));
+    drain.on(kept(0, Cause::Rejected), at(2));
+    let actions = drain.on(kept(0, Cause::Rejected), at(3));
+    assert_eq!(handoffs(&actions)[0].0, "s1", "who waits for another pod does not hold up the rest");
+}
+
+#[test]
+fn a_host_that_does_not_give_one_state_is_no_reason_to_stop_the_others() {
+    let limits = Limits { max_concurrency: 1, stop_after_failures: 1, ..Limits::default() };
+    let (mut drain, _) = start((0..2).map(job).collect(), Some(plan(vec![candidate("b", true, 0, 9)])), limits);
+    for ms in 1..3 {
+        let actions = drain.on(kept(0, Cause::Host), at(ms));
+        assert_eq!(handoffs(&actions)[0].0, "s0", "it may be busy");
+    }
+    let actions = drain.on(kept(0, Cause::Host), at(3));
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::HostFailed)]);
+    assert_eq!(handoffs(&actions), [("s1".into(), "b".into())]);
+}
+
+#[test]
+fn when_every_pod_is_full_the_rest_is_stopped_once_nothing_is_on_its_way() {
+    let limits = Limits::default();
+    let (mut drain, actions) = start((0..3).map(job).collect(), Some(plan(vec![candidate("b", true, 8, 9)])), limits);
+    assert_eq!((handoffs(&actions).len(), stops(&actions).len()), (1, 0));
+    // The one on its way may fail, and another have its place.
+    let actions = drain.on(kept(0, Cause::Rejected), at(1001));
+    assert_eq!(stops(&actions), [("s0".into(), StopReason::AllRejected)]);
+    assert_eq!(handoffs(&actions), [("s1".into(), "b".into())]);
+    let actions = drain.on(Event::Plan(plan(vec![candidate("b", true, 8, 9)])), at(1002));
+    assert!(handoffs(&actions).is_empty(), "a new plan does not count what is on its way");
+    let actions = drain.on(Event::HandoffEnded(uid(1), Ended::Moved), at(1003));
+    assert_eq!(stops(&actions), [("s2".into(), StopReason::PodsFull)]);
+}
+
+#[test]
+fn it_says_what_it_waits_for() {
+    let hope = |candidates| Some(Plan { candidates, more_expected: true });
+    let b = || candidate("b", true, 0, 9);
+    let cases = [
+        ("no plan, for a moment", None, None, None),
+        ("no pod", hope(vec![]), None, Some(Blocked::NoTarget)),
+        ("full", hope(vec![candidate("b", true, 9, 9)]), None, Some(Blocked::PodsFull)),
+        ("moving", hope(vec![b()]), None, None),
+        ("refused", hope(vec![b()]), Some(Cause::Rejected), Some(Blocked::AllRejected)),
+        ("store", hope(vec![b()]), Some(Cause::StoreUnavailable), Some(Blocked::StoreUnavailable)),
+        ("no hope", Some(plan(vec![])), None, None),
+    ];
+    for (name, standing, ended, blocked) in cases {
+        let (mut drain, _) = start(vec![job(0)], standing, Limits::default());
+        if let Some(cause) = ended {
+            drain.on(kept(0, cause), at(1));
+        }
+        assert_eq!(drain.blocked(at(1)), blocked, "{name}");
+    }
+    let off = vec![Job { handoff: false, ..job(0) }];
+    let (drain, _) = start(off, None, Limits::default());
+    assert_eq!(drain.blocked(at(1)), None, "there is nothing to move");
+}
+
+#[test]
+fn the_foremost_reason_is_the_commonest_that_nobody_chose() {
+    let of = |reasons: &[(StopReason, usize)]| foremost(&reasons.iter().copied().collect());
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&[(StopReason::HandoffOff, 9)]), Some(StopReason::HandoffOff));
+    assert_eq!(of(&[(StopReason::HandoffOff, 9), (StopReason::NoTarget, 1)]), Some(StopReason::NoTarget));
+    assert_eq!(of(&[(StopReason::Deadline, 2), (StopReason::NoTarget, 1)]), Some(StopReason::Deadline));
+    for reason in StopReason::ALL {
+        assert!(reason.sentence().len() > reason.name().len(), "{reason:?}");
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -241,6 +371,7 @@ proptest! {
                         assert!(summary.is_none());
                         summary = Some(done);
                     }
+                    Action::Abort(server) => assert!(moving.contains(&server)),
                     Action::Wake(_) => {}
                 }
                 assert!(moving.len() <= 3 && stopping.len() <= 2);

@@ -22,7 +22,7 @@ fn pod(name: &str) -> PodFacts {
 }
 
 fn room(state_version: Option<u32>) -> Need {
-    Need { kind: "room".into(), state_version }
+    Need { kind: "room".into(), state_version, max_of_type: None }
 }
 
 type Spoil = fn(&mut PodFacts);
@@ -65,6 +65,16 @@ fn the_newest_revision_comes_before_an_emptier_pod() {
     assert_eq!(choose([&old, &new], &room(None)).map(|pod| pod.pod.0.as_str()), Some("b"));
     let full = PodFacts { load: 100, ..new };
     assert_eq!(choose([&old, &full], &room(None)).map(|pod| pod.pod.0.as_str()), Some("a"));
+}
+
+#[test]
+fn a_type_has_a_limit_of_its_own() {
+    let few = Need { max_of_type: Some(2), ..room(None) };
+    let mut pods = [pod("a"), pod("b")];
+    let placed = spread(&mut pods, &[few.clone(), few.clone(), few.clone(), few.clone(), few.clone()]);
+    assert_eq!(placed.iter().flatten().count(), 4);
+    assert_eq!(pods[0].can_take(&few), Err(Ineligible::Full));
+    assert_eq!(pods[0].can_take(&room(None)), Ok(()), "others have none");
 }
 
 proptest! {

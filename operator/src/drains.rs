@@ -1,6 +1,6 @@
 //! What a `Handoff` says of the drain of one pod. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crds::{HandoffPhase, HandoffStatus, Trigger, condition};
 use handoff::{Instant, PodUid};
@@ -22,6 +22,8 @@ const TRIGGER_WAIT: Duration = Duration::from_millis(500);
 const P99_FROM: usize = 100;
 /// Gaps remembered of one drain; a pod does not have more servers.
 const MAX_GAPS: usize = 100_000;
+/// Reasons of one drain, as the schema has it.
+const MAX_REASONS: usize = 16;
 /// Longest `blockedBy`, as the schema has it.
 const MAX_SENTENCE: usize = 1_024;
 
@@ -169,8 +171,8 @@ impl Drain {
             gap_max: gaps.last().copied().map(text),
             start_time: Some(Time(time(report.started_unix_ms).unwrap_or(self.began))),
             completion_time: ended.map(Time),
-            blocked_by: Some(clip(&report.blocked_by, MAX_SENTENCE).to_owned())
-                .filter(|why| !why.is_empty() && ended.is_none()),
+            reasons: self.stopped_by(),
+            blocked_by: Some(clip(&report.blocked_by, MAX_SENTENCE).to_owned()).filter(|why| !why.is_empty()),
             conditions: vec![self.condition(phase, ended)],
         }
     }
@@ -179,8 +181,8 @@ impl Drain {
         match &self.end {
             Some(End::Complete(at) | End::Died(at, _)) if failed == 0 => (HandoffPhase::Complete, Some(*at)),
             Some(End::Complete(at) | End::Died(at, _)) => (HandoffPhase::Failed, Some(*at)),
-            None if self.report.blocked_by.is_empty() => (HandoffPhase::Running, None),
-            None => (HandoffPhase::Blocked, None),
+            None if self.report.phase == "Blocked" => (HandoffPhase::Blocked, None),
+            None => (HandoffPhase::Running, None),
         }
     }
 
@@ -201,11 +203,13 @@ impl Drain {
 
     /// Why servers were not moved, with numbers.
     fn reasons(&self) -> String {
-        let mut reasons: Vec<_> = self.report.reasons.iter().collect();
-        reasons.sort_unstable();
-        let words: Vec<String> =
-            reasons.into_iter().take(16).map(|(why, n)| format!("{} {n}", clip(why, 64))).collect();
+        let words: Vec<String> = self.stopped_by().into_iter().map(|(why, n)| format!("{why} {n}")).collect();
         words.join(", ")
+    }
+
+    fn stopped_by(&self) -> BTreeMap<String, u32> {
+        let reasons: BTreeMap<_, _> = self.report.reasons.iter().collect();
+        reasons.into_iter().take(MAX_REASONS).map(|(why, n)| (clip(why, 64).to_owned(), *n)).collect()
     }
 
     /// One sentence for people, at the end.
@@ -220,7 +224,13 @@ impl Drain {
             text = format!("{text}; gap p50 {p50}, max {max}");
         }
         let message = status.conditions.first().map(|condition| condition.message.as_str()).unwrap_or_default();
-        if message.is_empty() { text } else { format!("{text} ({message})") }
+        if !message.is_empty() {
+            text = format!("{text} ({message})");
+        }
+        match status.blocked_by {
+            Some(why) => format!("{text}: {why}"),
+            None => text,
+        }
     }
 }
 

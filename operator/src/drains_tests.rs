@@ -43,7 +43,7 @@ fn phases_follow_the_reports() {
     let mut drain = drain();
     drain.reported(report("Running", 3), SessionId(1), wall(2));
     assert_eq!(drain.status().phase, Some(HandoffPhase::Running));
-    drain.reported(DrainReport { blocked_by: "no pod is ready".into(), ..report("Running", 3) }, SessionId(1), wall(2));
+    drain.reported(DrainReport { blocked_by: "no pod is ready".into(), ..report("Blocked", 3) }, SessionId(1), wall(2));
     assert_eq!(
         (drain.status().phase, drain.status().blocked_by.as_deref()),
         (Some(HandoffPhase::Blocked), Some("no pod is ready"))
@@ -78,6 +78,26 @@ fn servers_left_over_are_a_failure() {
     drain.reported(DrainReport { failed: 2, reasons, ..report("Complete", 8) }, SessionId(1), wall(5));
     assert_eq!(drain.status().phase, Some(HandoffPhase::Failed));
     assert_eq!(drain.status().conditions[0].message, "StoreUnavailable 2");
+}
+
+#[test]
+fn what_was_stopped_is_told_by_reason_and_as_a_sentence_also_once_it_is_over() {
+    let mut drain = drain();
+    let reasons = [("HandoffOff".to_owned(), 2), ("Deadline".to_owned(), 3)].into();
+    let why = "the time for handoffs ran out";
+    let over = DrainReport { stopped: 5, reasons, blocked_by: why.into(), ..report("Complete", 5) };
+    drain.reported(over, SessionId(1), wall(5));
+    let status = drain.status();
+    assert_eq!((status.phase, status.blocked_by.as_deref()), (Some(HandoffPhase::Complete), Some(why)));
+    assert_eq!(status.reasons, [("HandoffOff".to_owned(), 2), ("Deadline".to_owned(), 3)].into());
+    assert!(
+        drain.summary().ends_with("(Deadline 3, HandoffOff 2): the time for handoffs ran out"),
+        "{}",
+        drain.summary()
+    );
+    let mut running = self::drain();
+    running.reported(DrainReport { blocked_by: why.into(), ..report("Running", 1) }, SessionId(1), wall(2));
+    assert_eq!(running.status().phase, Some(HandoffPhase::Running), "others move still");
 }
 
 #[test]
@@ -126,8 +146,11 @@ fn twenty_or_an_hour_are_kept() {
     let handoff = |age: i64, phase| HandoffObject {
         key: Key::new("ns", format!("h{age}")),
         pool: "rooms".into(),
+        pod: "rooms-1".into(),
         pod_uid: PodUid::default(),
+        trigger: Trigger::Rollout,
         phase: Some(phase),
+        status: HandoffStatus::default(),
         created: Some(wall(10_000 - age)),
     };
     let young: Vec<_> = (0..30).map(|age| handoff(age, HandoffPhase::Complete)).collect();

@@ -21,6 +21,7 @@ use wire::session::ToAgent;
 use crate::{
     metrics::METRICS,
     model::{Effect, Event, Note, Now, Outbox, Refusal, SessionId, Write},
+    page::{self, Lens},
     world::{BEAT, World},
 };
 
@@ -37,6 +38,8 @@ pub struct Edges {
     pub notes: mpsc::Sender<Note>,
     /// Set once all objects are known.
     pub ready: Arc<AtomicBool>,
+    /// What the page is shown.
+    pub lens: Lens,
 }
 
 /// Runs the world until `stop`, or until no more events can come.
@@ -46,8 +49,10 @@ pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edg
     let mut batch = Vec::with_capacity(BATCH);
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked = start;
     loop {
         let wake = world.wake().map_or_else(|| Instant::now() + IDLE, |at| start + at.0);
+        let wake = if edges.lens.is_used() { wake.min(looked + page::EVERY) } else { wake };
         let mut beats = false;
         tokio::select! {
             biased;
@@ -74,6 +79,10 @@ pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edg
         }
         for effect in world.settle(now) {
             carry_out(effect, &mut outboxes, &edges);
+        }
+        if looked.elapsed() >= page::EVERY {
+            looked = Instant::now();
+            edges.lens.look(&mut world, now);
         }
         edges.ready.store(world.initialised_all(), Ordering::Relaxed);
         METRICS.sessions.set(i64::try_from(outboxes.len()).unwrap_or(i64::MAX));

@@ -1,4 +1,4 @@
-//! Health and metrics.
+//! Health, metrics and the page.
 
 use std::sync::{
     Arc,
@@ -9,10 +9,10 @@ use axum::{Router, http::StatusCode, routing::get};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::METRICS;
+use crate::{metrics::METRICS, page::Page};
 
 /// The routes; `ready` once all watches told what was there.
-pub fn routes(ready: Arc<AtomicBool>) -> Router {
+pub fn routes(ready: Arc<AtomicBool>, page: Page) -> Router {
     let readyz = move || async move {
         if ready.load(Ordering::Relaxed) {
             (StatusCode::OK, "ok")
@@ -24,11 +24,17 @@ pub fn routes(ready: Arc<AtomicBool>) -> Router {
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(|| async { METRICS.text() }))
+        .merge(page.routes())
 }
 
 /// Serves them until `stop`.
-pub async fn serve(ready: Arc<AtomicBool>, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-    tracing::info!(address = %listener.local_addr()?, "health and metrics");
-    axum::serve(listener, routes(ready)).with_graceful_shutdown(stop.cancelled_owned()).await?;
+pub async fn serve(
+    ready: Arc<AtomicBool>,
+    page: Page,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    tracing::info!(address = %listener.local_addr()?, "health, metrics and the page");
+    axum::serve(listener, routes(ready, page)).with_graceful_shutdown(stop.cancelled_owned()).await?;
     Ok(())
 }

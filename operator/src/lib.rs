@@ -3,19 +3,27 @@
 //!
 //! ```text
 //!  watch, session ──events──► driver (owns the world) ──effects──► session, writer, notes
-//!                              │
+//!                              │      └──looks, while someone does──► page
 //!                              └─ ownership, plan, directory, drains, status: pure
 //! ```
 
+pub mod admission;
+pub mod alarms;
 pub mod args;
+pub mod certificates;
+pub mod check;
 pub mod directory;
 pub mod drains;
 pub mod driver;
+pub mod finalizers;
+pub mod handshake;
 pub mod http;
+pub mod leader;
 pub mod metrics;
 pub mod model;
 pub mod notes;
 pub mod ownership;
+pub mod page;
 pub mod plan;
 pub mod read;
 pub mod session;
@@ -25,19 +33,30 @@ pub mod world;
 pub mod writer;
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client};
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch as watch_channel},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Args,
     driver::Edges,
+    leader::{Candidate, KubeLeases, Leadership},
+    model::Event,
+    page::Lens,
     session::{Sessions, TokenReviews},
     world::World,
     writer::Kubernetes,
@@ -48,36 +67,105 @@ const EVENTS: usize = 4_096;
 /// Events for people that wait to be published.
 const NOTES: usize = 256;
 
-/// Runs the operator until `stop`, or until a part of it fails.
+/// Runs the operator until `stop`, or until a part of it fails or another replica leads instead.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let _ends_with_us = stop.clone().drop_guard();
     let sessions = TcpListener::bind(args.session_address).await.context("the address for sessions cannot be used")?;
     let http = TcpListener::bind(args.http_address).await.context("the address for health cannot be used")?;
+    let webhook = webhook_listener(&args)?;
     let client = Client::try_default().await.context("no access to the API server")?;
     let ready = Arc::new(AtomicBool::new(false));
-    let health = tokio::spawn(http::serve(ready.clone(), http, stop.clone()));
-    let world = World::new(cluster_id(&client).await?, numbers_begin());
+    let (lens, page) = page::new(stop.clone());
+    let health = tokio::spawn(http::serve(ready.clone(), page, http, stop.clone()));
 
-    let (events, incoming) = mpsc::channel(EVENTS);
-    let (writes, to_write) = mpsc::unbounded_channel();
-    let (notes, to_publish) = mpsc::channel(NOTES);
     let mut tasks = JoinSet::new();
-    watch::spawn(&client, &events, &mut tasks);
-    tasks.spawn(writer::run(Arc::new(Kubernetes::new(client.clone())), to_write, events.clone()));
-    tasks.spawn(notes::run(client.clone(), to_publish));
-    let reviews = Arc::new(TokenReviews::new(client, args.audience));
-    let served = tokio::spawn(session::serve(Sessions::new(reviews, events), sessions, stop.clone()));
-    let driven = tokio::spawn(driver::run(world, incoming, Edges { writes, notes, ready }, stop.clone()));
+    let certificates = Arc::new(certificates::of(&client, &args).await.context("no certificates")?);
+    tasks.spawn(certificates.clone().keep());
+    let sessions = handshake::accept(sessions, certificates.server_config(&["h2"]).context("no TLS for sessions")?);
+    let admitted = admission::spawn(&client, &args, webhook, certificates, &mut tasks, &stop);
+    let mut candidate = candidate(&client, &args);
+    let (events, incoming) = mpsc::channel(EVENTS);
+    let reviews = Arc::new(TokenReviews::new(client.clone(), args.audience.clone()));
+    let reviewed = Sessions::new(reviews, events.clone(), candidate.leadership());
+    let served = tokio::spawn(session::serve(reviewed, sessions, stop.clone()));
+    let turn = Turn { client, namespaces: args.watch_namespaces, events, incoming, ready, lens, stop: stop.clone() };
 
-    tokio::select! {
-        ended = driven => ended.context("the deciding task failed"),
+    let ended = tokio::select! {
+        ended = turn.lead(&mut candidate) => ended,
         ended = served => ended?.context("sessions cannot be served"),
         ended = health => ended?.context("health cannot be served"),
-        Some(ended) = tasks.join_next() => {
-            ended.context("a watching or writing task failed")?;
-            if stop.is_cancelled() { Ok(()) } else { anyhow::bail!("a watching or writing task ended") }
+        ended = admitted => ended?.context("the webhook cannot be served"),
+        ended = first_end(&mut tasks, &stop) => ended,
+    };
+    candidate.release().await;
+    ended
+}
+
+fn candidate(client: &Client, args: &Args) -> Candidate {
+    let leases = KubeLeases::new(Api::default_namespaced(client.clone()), args.lease.clone());
+    // A container that is restarted is another candidate than the one before it.
+    let me = format!("{}_{:08x}", args.pod, rand::random::<u32>());
+    Candidate::new(Arc::new(leases), me, SocketAddr::new(args.pod_ip, args.session_address.port()))
+}
+
+/// What the replica that leads does.
+struct Turn {
+    client: Client,
+    namespaces: Vec<String>,
+    events: mpsc::Sender<Event>,
+    incoming: mpsc::Receiver<Event>,
+    ready: Arc<AtomicBool>,
+    lens: Lens,
+    stop: CancellationToken,
+}
+
+impl Turn {
+    /// Waits until this replica leads, and then decides for as long as it does.
+    async fn lead(self, candidate: &mut Candidate) -> anyhow::Result<()> {
+        let leadership = candidate.leadership();
+        tokio::select! {
+            () = candidate.acquire() => {}
+            () = stand_by(leadership, &self.ready) => {}
+            () = self.stop.cancelled() => return Ok(()),
+        }
+        self.ready.store(false, Ordering::Relaxed);
+        let world = World::new(cluster_id(&self.client).await?, numbers_begin());
+        let (writes, to_write) = mpsc::unbounded_channel();
+        let (notes, to_publish) = mpsc::channel(NOTES);
+        let mut tasks = JoinSet::new();
+        watch::spawn(&self.client, &self.namespaces, &self.events, &mut tasks);
+        tasks.spawn(writer::run(Arc::new(Kubernetes::new(self.client.clone())), to_write, self.events));
+        tasks.spawn(notes::run(self.client, to_publish));
+        let edges = Edges { writes, notes, ready: self.ready, lens: self.lens };
+        let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
+        tokio::select! {
+            ended = driven => ended.context("the deciding task failed"),
+            ended = first_end(&mut tasks, &self.stop) => ended,
+            lost = candidate.hold() => Err(lost.into()),
         }
     }
+}
+
+/// A replica that waits is as good as one that leads, to the webhook's Service. Never ends.
+async fn stand_by(mut leadership: watch_channel::Receiver<Leadership>, ready: &AtomicBool) {
+    if leadership.wait_for(|leadership| matches!(leadership, Leadership::Other(_))).await.is_ok() {
+        ready.store(true, Ordering::Relaxed);
+    }
+    std::future::pending::<()>().await;
+}
+
+/// None of these ends before the operator does.
+async fn first_end(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
+    if let Some(ended) = tasks.join_next().await {
+        ended.context("a watching or writing task failed")?;
+    }
+    if stop.is_cancelled() { Ok(()) } else { anyhow::bail!("a watching or writing task ended") }
+}
+
+fn webhook_listener(args: &Args) -> anyhow::Result<Option<std::net::TcpListener>> {
+    let bind = |_: &String| std::net::TcpListener::bind(args.webhook.webhook_address);
+    let bound = args.webhook.webhook_configuration.as_ref().map(bind).transpose();
+    bound.context("the address for the webhook cannot be used")
 }
 
 /// The cluster's name: nothing else of a cluster is certain to be its own.

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 
 use clap::Parser;
-use operator::args::{Args, LogFormat};
+use operator::{
+    args::{Args, Command, LogFormat},
+    check, finalizers,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -35,5 +38,9 @@ async fn main() -> anyhow::Result<()> {
         }
         stopping.cancel();
     });
-    operator::run(args, stop).await
+    match &args.command {
+        None => operator::run(args, stop).await,
+        Some(Command::Check(what)) => check::run(what).await,
+        Some(Command::ReleaseFinalizers(what)) => finalizers::release(what).await,
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::{fmt, sync::Arc};
 
-use crds::{DurableServerPoolSpec, DurableServerSpec, DurableServerStatus, HandoffPhase, settings};
+use crds::{
+    DurableServerPoolSpec, DurableServerSpec, DurableServerStatus, HandoffPhase, HandoffStatus, Trigger, settings,
+};
 use handoff::{PodUid, ServerId, ServerUid};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
@@ -153,9 +155,15 @@ pub struct HandoffObject {
     /// Its pool's name.
     pub pool: String,
     /// The pod that is emptied.
+    pub pod: String,
+    /// Its uid.
     pub pod_uid: PodUid,
+    /// Why it is.
+    pub trigger: Trigger,
     /// Where it is.
     pub phase: Option<HandoffPhase>,
+    /// All that was written of it last.
+    pub status: HandoffStatus,
     /// When it was made.
     pub created: Option<Timestamp>,
 }

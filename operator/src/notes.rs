@@ -38,7 +38,11 @@ pub async fn run(client: Client, mut notes: mpsc::Receiver<Note>) {
 
 fn reference(kind: Kind, key: &Key, uid: Option<String>) -> ObjectReference {
     ObjectReference {
-        api_version: Some(format!("{}/{}", crds::GROUP, crds::VERSION)),
+        api_version: Some(if kind == Kind::Pod {
+            "v1".to_owned()
+        } else {
+            format!("{}/{}", crds::GROUP, crds::VERSION)
+        }),
         kind: Some(kind.name().into()),
         name: Some(key.name.clone()),
         namespace: Some(key.namespace.clone()),

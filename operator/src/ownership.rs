@@ -299,6 +299,13 @@ impl Ownership {
         self.trouble = None;
     }
 
+    /// A pod can host now. One that has not failed to start this server need not wait for those that have.
+    pub fn came(&mut self, pod: &PodUid) {
+        if !self.avoid.is_empty() && !self.avoid.contains(pod) {
+            self.not_before = Instant::default();
+        }
+    }
+
     /// A pod opened a session whose inventory has not this server. Whether that changes anything.
     pub fn absent(&mut self, pod: &PodUid) -> bool {
         let lost = self.outstanding.take_if(|outstanding| outstanding.to == *pod).is_some();

@@ -54,6 +54,14 @@ impl Standing {
         }
     }
 
+    /// Targets that were none before.
+    #[must_use]
+    pub fn newcomers(&self, before: &Self) -> Vec<PodUid> {
+        let known = |pod: &str| before.targets.iter().any(|target| target.pod_uid == pod);
+        let new = self.targets.iter().filter(|target| !known(&target.pod_uid));
+        new.map(|target| PodUid(target.pod_uid.clone())).collect()
+    }
+
     /// Whether an agent must know at once: pods came or went, not merely their loads.
     #[must_use]
     pub fn differs(&self, other: &Self) -> bool {

@@ -62,8 +62,11 @@ pub fn handoff(object: Handoff) -> HandoffObject {
     HandoffObject {
         key: key(&object.metadata),
         pool: object.spec.pool,
+        pod: object.spec.source_pod,
         pod_uid: PodUid(labels.and_then(|labels| labels.get(POD_UID_LABEL)).cloned().unwrap_or_default()),
-        phase: object.status.and_then(|status| status.phase),
+        trigger: object.spec.trigger,
+        phase: object.status.as_ref().and_then(|status| status.phase),
+        status: object.status.unwrap_or_default(),
         created: object.metadata.creation_timestamp.map(|time| time.0),
     }
 }

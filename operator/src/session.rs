@@ -1,7 +1,7 @@
 //! Sessions: agents connect, their token is reviewed, and from then on messages go both ways. No decisions here.
 
 use std::{
-    net::SocketAddr,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,23 +13,26 @@ use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
 use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, mpsc},
+    io::{AsyncRead, AsyncWrite},
+    sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status, Streaming,
     metadata::MetadataMap,
-    transport::server::{Server, TcpIncoming},
+    transport::server::{Connected, Server},
 };
 use wire::session::{
     FromAgent, Hello, ToAgent, from_agent,
     operator_server::{Operator, OperatorServer},
 };
 
-use crate::model::{Event, Identity, Opening, Outbox, SessionId};
+use crate::{
+    leader::Leadership,
+    model::{Event, Identity, Opening, Outbox, SessionId},
+};
 use handoff::PodUid;
 
 /// An inventory of 10,000 servers is 2 MiB.
@@ -123,15 +126,33 @@ fn identity(audience: &str, status: TokenReviewStatus) -> Result<Identity, AuthE
 pub struct Sessions {
     authenticator: Arc<dyn Authenticator>,
     events: mpsc::Sender<Event>,
+    leadership: watch::Receiver<Leadership>,
     next: AtomicU64,
     reviews: Semaphore,
 }
 
 impl Sessions {
-    /// Tells of sessions by `events`.
+    /// Tells of sessions by `events`; while another replica leads, says where that is.
     #[must_use]
-    pub fn new(authenticator: Arc<dyn Authenticator>, events: mpsc::Sender<Event>) -> Self {
-        Self { authenticator, events, next: AtomicU64::new(1), reviews: Semaphore::new(REVIEWS) }
+    pub fn new(
+        authenticator: Arc<dyn Authenticator>,
+        events: mpsc::Sender<Event>,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self { authenticator, events, leadership, next: AtomicU64::new(1), reviews: Semaphore::new(REVIEWS) }
+    }
+
+    fn leads(&self) -> Result<(), Status> {
+        let address = match &*self.leadership.borrow() {
+            Leadership::Ours => return Ok(()),
+            Leadership::Unknown => None,
+            Leadership::Other(address) => *address,
+        };
+        let mut status = Status::unavailable("another replica of the operator leads");
+        if let Some(address) = address.and_then(|address| address.to_string().parse().ok()) {
+            status.metadata_mut().insert(wire::LEADER, address);
+        }
+        Err(status)
     }
 
     async fn identify(&self, metadata: &MetadataMap) -> Result<Identity, Status> {
@@ -156,6 +177,7 @@ impl Operator for Sessions {
     type SessionStream = ReceiverStream<Result<ToAgent, Status>>;
 
     async fn session(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::SessionStream>, Status> {
+        self.leads()?;
         let identity = self.identify(request.metadata()).await?;
         let (sender, receiver) = mpsc::channel(OUTBOX);
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
@@ -211,17 +233,22 @@ async fn hello(stream: &mut Streaming<FromAgent>) -> Result<Hello, Status> {
     }
 }
 
-/// Serves sessions on `listener` until `stop`.
-pub async fn serve(sessions: Sessions, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
-    let address: SocketAddr = listener.local_addr()?;
-    tracing::info!(%address, "sessions");
+/// Serves sessions on these connections until `stop`.
+pub async fn serve<C>(
+    sessions: Sessions,
+    connections: impl Stream<Item = io::Result<C>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
     let service = OperatorServer::new(sessions).max_decoding_message_size(MAX_MESSAGE);
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(Some(8))
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
         .await?;
     Ok(())
 }

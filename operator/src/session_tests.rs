@@ -1,10 +1,11 @@
-use std::{collections::BTreeMap, sync::atomic::AtomicBool};
+use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::AtomicBool};
 
 use crds::DurableServerPoolSpec;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::StreamExt;
+use tonic::transport::server::TcpIncoming;
 use wire::session::{Held, ServerRef, operator_client::OperatorClient, to_agent};
 
 use super::*;
@@ -42,14 +43,16 @@ impl Running {
         let (events, incoming) = mpsc::channel(64);
         let (writes, mut written) = mpsc::unbounded_channel();
         let (notes, _) = mpsc::channel(1);
-        let edges = Edges { writes, notes, ready: Arc::new(AtomicBool::new(false)) };
+        let (lens, _) = crate::page::new(stop.clone());
+        let edges = Edges { writes, notes, ready: Arc::new(AtomicBool::new(false)), lens };
         let world = World::new("cluster".into(), 1);
         let driven = tokio::spawn(driver::run(world, incoming, edges, stop.clone()));
-        let sessions = Sessions::new(Arc::new(Tokens), events.clone());
+        let leadership = watch::Sender::new(Leadership::Ours);
+        let sessions = Sessions::new(Arc::new(Tokens), events.clone(), leadership.subscribe());
         let stopped = stop.clone();
         let served = tokio::spawn(async move {
             tokio::spawn(async move { while written.recv().await.is_some() {} });
-            serve(sessions, listener, stopped).await.unwrap();
+            serve(sessions, TcpIncoming::from(listener), stopped).await.unwrap();
         });
         Self { address, events, stop, _tasks: [driven, served] }
     }

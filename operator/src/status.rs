@@ -22,6 +22,8 @@ pub struct ServerFacts<'a> {
     pub generation: i64,
     /// Why the spec is not acted on.
     pub refused: Option<String>,
+    /// Name of its pool, if that does not exist.
+    pub poolless: Option<&'a str>,
     /// It is not to be started again.
     pub stopped: bool,
     /// Who owns it.
@@ -102,7 +104,9 @@ impl ServerFacts<'_> {
 
     fn conditions(&self, phase: Phase) -> Vec<Condition> {
         let set = |kind, (status, reason, message): (&str, &str, &str)| self.condition(kind, status, reason, message);
+        let no_pool = self.poolless.map(|pool| no_pool(pool, self.held.is_some())).unwrap_or_default();
         let accepted = match &self.refused {
+            _ if self.poolless.is_some() => ("False", "NoPool", no_pool.as_str()),
             Some(why) => ("False", "Invalid", why.as_str()),
             None => ("True", "Valid", ""),
         };
@@ -122,11 +126,22 @@ impl ServerFacts<'_> {
     fn placed(&self, phase: Phase) -> (&str, &str, &str) {
         let waiting = self.ownership.trouble.as_ref().or(self.unplaced);
         match phase {
-            Phase::Pending | Phase::Failed => waiting.map_or(("False", "Waiting", ""), |trouble| {
+            Phase::Pending | Phase::Failed => waiting.map_or(("False", "Waiting", self.waits_for()), |trouble| {
                 ("False", trouble.reason, clip(&trouble.message, MAX_MESSAGE))
             }),
             Phase::Stopped => ("False", "Stopped", "its pod shut down, and permanent is false"),
             _ => ("True", "Assigned", ""),
+        }
+    }
+
+    /// What a server without trouble waits for.
+    fn waits_for(&self) -> &'static str {
+        match self.ownership.standing {
+            Standing::Unheard if self.ownership.owner.is_some() => {
+                "the pod that had it may serve it still: it is started elsewhere once that pod's agent gives it up or its \
+                 containers are reported terminated"
+            }
+            _ => "it waits for its turn to be started",
         }
     }
 
@@ -136,12 +151,14 @@ impl ServerFacts<'_> {
                 ("Unknown", "AgentSilent", "the pod's agent is not connected to the operator; it may serve still")
             }
             Phase::Running => ("True", "Serving", ""),
-            Phase::HandingOff => ("True", "HandingOff", ""),
-            Phase::Pending => ("False", "Pending", ""),
-            Phase::Starting => ("False", "Starting", ""),
-            Phase::Stopping => ("False", "Stopping", ""),
-            Phase::Stopped => ("False", "Stopped", ""),
-            Phase::Failed => ("False", "Failed", ""),
+            Phase::HandingOff => ("True", "HandingOff", "another pod is taking it over"),
+            Phase::Pending => ("False", "Pending", "it has no pod: condition Placed says why"),
+            Phase::Starting => {
+                ("False", "Starting", "its pod was told to start it and has not said yet that it serves")
+            }
+            Phase::Stopping => ("False", "Stopping", "it is being stopped, its last state being written"),
+            Phase::Stopped => ("False", "Stopped", "its pod shut down, and permanent is false"),
+            Phase::Failed => ("False", "Failed", "it cannot run: condition Placed says why"),
         }
     }
 
@@ -159,6 +176,20 @@ impl ServerFacts<'_> {
     }
 }
 
+fn no_pool(pool: &str, serves: bool) -> String {
+    let now = if serves { "it serves on where it is until its pod ends" } else { "it is not started" };
+    format!("there is no DurableServerPool {pool} in this namespace, so {now}: make the pool, or delete this server")
+}
+
+/// Why pods cannot host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// One word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
+}
+
 /// All that a pool's status is made from.
 #[derive(Clone, Debug)]
 pub struct PoolFacts<'a> {
@@ -174,8 +205,8 @@ pub struct PoolFacts<'a> {
     pub pods: usize,
     /// Pods that can host.
     pub eligible: usize,
-    /// Why an agent cannot host, if one said so.
-    pub problem: &'a str,
+    /// Why agents cannot host, if some said so.
+    pub problem: Option<&'a Problem>,
     /// What the status is now.
     pub previous: &'a DurableServerPoolStatus,
     /// The present time.
@@ -191,10 +222,14 @@ impl PoolFacts<'_> {
             Some(why) => ("False", "Invalid", why.as_str()),
             None => ("True", "Valid", ""),
         };
-        let ready = match (self.eligible, self.pods) {
-            (0, 0) => ("False", "NoPods", "no pod with the label durableserver.io/pool has an agent that is connected"),
-            (0, _) => ("False", "NoEligiblePod", self.problem),
-            _ => ("True", "PodsCanHost", ""),
+        let ready = match (self.eligible, self.pods, self.problem) {
+            (0, 0, _) => {
+                ("False", "NoPods", "no pod with the label durableserver.io/pool has an agent that is connected")
+            }
+            (0, _, Some(problem)) => ("False", problem.reason, problem.message.as_str()),
+            (0, _, None) => ("False", "NoEligiblePod", "no pod is ready, on a schedulable node and not about to stop"),
+            (_, _, Some(problem)) => ("True", "SomePodsCannotHost", problem.message.as_str()),
+            (_, _, None) => ("True", "PodsCanHost", ""),
         };
         let set = |kind, (status, reason, message)| {
             stamped(&self.previous.conditions, self.generation, self.now, (kind, status, reason, message))
@@ -266,7 +301,7 @@ const SERVER: &[&str] = &[
 ];
 const LAST_HANDOFF: &[&str] = &["to", "gap", "reason"];
 const HANDOFF: &[&str] =
-    &["phase", "gapP50", "gapP99", "gapMax", "startTime", "completionTime", "blockedBy", "conditions"];
+    &["phase", "gapP50", "gapP99", "gapMax", "startTime", "completionTime", "reasons", "blockedBy", "conditions"];
 const POOL: &[&str] = &["observedGeneration", "conditions"];
 
 /// The merge patch that makes a server's status exactly this.

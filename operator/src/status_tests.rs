@@ -24,6 +24,7 @@ fn facts<'a>(ownership: &'a Ownership, previous: &'a DurableServerStatus) -> Ser
     ServerFacts {
         generation: 2,
         refused: None,
+        poolless: None,
         stopped: false,
         ownership,
         pod: Some(("rooms-1", "u1", "node-a")),
@@ -96,6 +97,20 @@ fn conditions_say_why_and_keep_their_time() {
 }
 
 #[test]
+fn without_its_pool_a_server_says_so_whether_it_serves_or_not() {
+    let fresh = DurableServerStatus::default();
+    let active = held(session::Phase::Active);
+    let (serving, waiting) = (owned(Standing::Held), Ownership::default());
+    let serves = ServerFacts { held: Some(&active), poolless: Some("rooms"), ..facts(&serving, &fresh) }.status();
+    assert_eq!(word(&serves, condition::ACCEPTED), ("False", "NoPool"));
+    assert_eq!(word(&serves, condition::READY), ("True", "Serving"));
+    let message = |status: &DurableServerStatus| find(&status.conditions, condition::ACCEPTED).unwrap().message.clone();
+    assert!(message(&serves).contains("it serves on where it is"), "{}", message(&serves));
+    let waits = ServerFacts { pod: None, poolless: Some("rooms"), ..facts(&waiting, &fresh) }.status();
+    assert!(message(&waits).contains("DurableServerPool rooms"), "{}", message(&waits));
+}
+
+#[test]
 fn syncs_alone_are_no_news() {
     let ownership = owned(Standing::Held);
     let fresh = DurableServerStatus::default();
@@ -157,6 +172,7 @@ fn every_field_that_may_be_absent_is_listed() {
         gap_max: some.clone(),
         start_time: time.clone(),
         completion_time: time,
+        reasons: [("Deadline".to_owned(), 1)].into(),
         blocked_by: some,
         conditions: conditions.clone(),
         ..crds::HandoffStatus::default()
@@ -180,20 +196,30 @@ fn every_field_that_may_be_absent_is_listed() {
 #[test]
 fn a_pool_says_what_it_lacks() {
     let previous = DurableServerPoolStatus::default();
-    let facts = |eligible, pods| PoolFacts {
+    let denied = Problem { reason: "StoreDenied", message: "pod rooms-1 cannot host: no access".into() };
+    let facts = |eligible, pods, problem| PoolFacts {
         generation: 1,
         refused: None,
         servers: 3,
         running: 1,
         pods,
         eligible,
-        problem: "the store cannot be reached",
+        problem,
         previous: &previous,
         now: wall(1),
     };
-    for (eligible, pods, reason) in [(0, 0, "NoPods"), (0, 2, "NoEligiblePod"), (1, 2, "PodsCanHost")] {
-        let status = facts(eligible, pods).status();
-        assert_eq!(find(&status.conditions, condition::READY).unwrap().reason, reason);
+    let cases = [
+        (0, 0, None, "False", "NoPods"),
+        (0, 2, None, "False", "NoEligiblePod"),
+        (0, 2, Some(&denied), "False", "StoreDenied"),
+        (1, 2, Some(&denied), "True", "SomePodsCannotHost"),
+        (1, 2, None, "True", "PodsCanHost"),
+    ];
+    for (eligible, pods, problem, status_word, reason) in cases {
+        let status = facts(eligible, pods, problem).status();
+        let ready = find(&status.conditions, condition::READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), (status_word, reason));
+        assert!(problem.is_none_or(|problem| ready.message == problem.message));
         assert_eq!((status.servers, status.running, status.pods), (3, 1, u32::try_from(pods).unwrap()));
     }
 }

@@ -1,7 +1,16 @@
 //! Watches: objects come in, events go to the world. A malformed object harms no other, and a watch that breaks is begun
 //! again; what went missing meanwhile is told as gone.
 
-use std::{collections::HashMap, fmt::Debug, pin::pin, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use crds::{DurableServer, DurableServerPool, Handoff, POOL_LABEL};
 use futures::StreamExt;
@@ -12,7 +21,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource,
-    core::DeserializeGuard,
+    core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
         WatchStreamExt,
         watcher::{self, watcher},
@@ -42,16 +51,44 @@ struct Follow<K> {
     last_word: bool,
 }
 
-/// Watches everything. A task ends only when nobody listens any more.
-pub fn spawn(client: &Client, events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
+/// Watches everything, or what is in these namespaces; nodes are in none. A task ends only when nobody listens any more.
+pub fn spawn(client: &Client, namespaces: &[String], events: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) {
     let labelled = || watcher::Config::default().labels(POOL_LABEL);
     let all = watcher::Config::default;
-    tasks.spawn(follow(pools(), Api::all(client.clone()), all(), events.clone()));
-    tasks.spawn(follow(servers(), Api::all(client.clone()), all(), events.clone()));
-    tasks.spawn(follow(handoffs(), Api::all(client.clone()), all(), events.clone()));
-    tasks.spawn(follow(pods(), Api::all(client.clone()), labelled(), events.clone()));
-    tasks.spawn(follow(nodes(), Api::all(client.clone()), all(), events.clone()));
-    tasks.spawn(follow(replica_sets(), Api::all(client.clone()), labelled(), events.clone()));
+    each(pools, apis(client, namespaces), &all(), events, tasks);
+    each(servers, apis(client, namespaces), &all(), events, tasks);
+    each(handoffs, apis(client, namespaces), &all(), events, tasks);
+    each(pods, apis(client, namespaces), &labelled(), events, tasks);
+    each(nodes, vec![Api::all(client.clone())], &all(), events, tasks);
+    each(replica_sets, apis(client, namespaces), &labelled(), events, tasks);
+}
+
+/// One of each of these namespaces; without any, one of all of them.
+#[must_use]
+pub fn apis<K>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
+{
+    if namespaces.is_empty() {
+        return vec![Api::all(client.clone())];
+    }
+    namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
+}
+
+fn each<K>(
+    one: fn() -> Follow<K>,
+    apis: Vec<Api<K>>,
+    config: &watcher::Config,
+    events: &mpsc::Sender<Event>,
+    tasks: &mut JoinSet<()>,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let unread = Arc::new(AtomicUsize::new(apis.len()));
+    for api in apis {
+        let known = Known::new(one(), unread.clone());
+        tasks.spawn(follow(known, api, config.clone(), events.clone()));
+    }
 }
 
 fn pools() -> Follow<DeserializeGuard<DurableServerPool>> {
@@ -140,10 +177,16 @@ struct Known<K> {
     follow: Follow<K>,
     present: HashMap<String, (u64, Event)>,
     list: u64,
-    told: bool,
+    listed: bool,
+    /// Watches of this kind that have not read what is there yet.
+    unread: Arc<AtomicUsize>,
 }
 
 impl<K: Clone> Known<K> {
+    fn new(follow: Follow<K>, unread: Arc<AtomicUsize>) -> Self {
+        Self { follow, present: HashMap::new(), list: 0, listed: false, unread }
+    }
+
     fn seen(&mut self, object: K) -> Event {
         let ident = (self.follow.ident)(&object);
         let gone = (self.follow.gone)(ident.clone(), &object);
@@ -175,19 +218,18 @@ impl<K: Clone> Known<K> {
             self.present.iter().filter(|(_, (seen, _))| *seen < list).map(|(ident, _)| ident.clone()).collect();
         let mut events: Vec<Event> =
             missing.iter().filter_map(|ident| self.present.remove(ident)).map(|(_, gone)| gone).collect();
-        if !std::mem::replace(&mut self.told, true) {
+        if !std::mem::replace(&mut self.listed, true) && self.unread.fetch_sub(1, Ordering::Relaxed) == 1 {
             events.push(Event::Initialised(self.follow.kind));
         }
         events
     }
 }
 
-async fn follow<K>(follow: Follow<K>, api: Api<K>, config: watcher::Config, events: mpsc::Sender<Event>)
+async fn follow<K>(mut known: Known<K>, api: Api<K>, config: watcher::Config, events: mpsc::Sender<Event>)
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let kind = follow.kind;
-    let mut known = Known { follow, present: HashMap::new(), list: 0, told: false };
+    let kind = known.follow.kind;
     let mut stream = pin!(watcher(api, config).default_backoff());
     let mut logged: Option<Instant> = None;
     while let Some(item) = stream.next().await {
@@ -220,7 +262,16 @@ mod tests {
     }
 
     fn known() -> Known<Node> {
-        Known { follow: nodes(), present: HashMap::new(), list: 0, told: false }
+        Known::new(nodes(), Arc::new(AtomicUsize::new(1)))
+    }
+
+    #[test]
+    fn a_kind_is_read_when_the_last_of_its_namespaces_is() {
+        let unread = Arc::new(AtomicUsize::new(2));
+        let [mut one, mut other] = [(); 2].map(|()| Known::new(pods(), unread.clone()));
+        assert!(one.events(watcher::Event::InitDone).is_empty());
+        assert!(one.events(watcher::Event::InitDone).is_empty(), "a second list of the same namespace");
+        assert!(matches!(other.events(watcher::Event::InitDone)[..], [Event::Initialised(Kind::Pod)]));
     }
 
     #[test]
@@ -241,7 +292,7 @@ mod tests {
     #[test]
     fn a_deleted_pods_last_state_is_told_before_it_is_gone() {
         let pod: Pod = serde_json::from_value(json!({ "metadata": { "name": "p", "uid": "u" } })).unwrap();
-        let mut known = Known { follow: pods(), present: HashMap::new(), list: 0, told: true };
+        let mut known = Known::new(pods(), Arc::new(AtomicUsize::new(1)));
         let events = known.events(watcher::Event::Delete(pod));
         assert!(matches!(&events[..], [Event::Pod(_), Event::PodGone(uid)] if uid.0 == "u"), "{events:?}");
     }

@@ -44,8 +44,8 @@ pub struct Location {
     pub uid: String,
     /// The present term of ownership.
     pub epoch: u64,
-    /// Address of the owning pod's gateway, `host:port`.
-    pub address: String,
+    /// Address of the owning pod's gateway, `host:port`; `None` while nobody has it.
+    pub address: Option<String>,
     /// Whether that is this pod.
     pub here: bool,
 }

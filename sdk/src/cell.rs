@@ -216,7 +216,7 @@ impl Cell {
         around: &Surroundings,
     ) -> Result<Taken, Refusal> {
         self.admit(order, true)?;
-        let mut slot = self.slot.lock().await;
+        let slot = self.slot.lock().await;
         self.take_turn(order)?;
         let (name, kind, phase) = self.term_of(order.epoch)?;
         match phase {
@@ -225,7 +225,7 @@ impl Cell {
                 self.enter(Phase::Frozen);
                 around.observer.end(&name, order.epoch, EndReason::Frozen);
                 let taken = self.take(slot.as_deref(), &kind, since, around);
-                if let Some(server) = slot.as_deref_mut() {
+                if let Some(server) = slot.as_deref() {
                     server.freeze();
                 }
                 taken

@@ -16,8 +16,6 @@ use crate::{
 
 /// Of the paths of these calls.
 pub(crate) const PREFIX: &str = "/.durable/";
-/// Of a state.
-pub(crate) const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 /// The version of the contract that this speaks.
 const CONTRACT: u32 = 1;
 

@@ -23,16 +23,20 @@ use crate::{
 /// JSON numbers are exact below this, in every language.
 const MAX_INSTANCE: u64 = 1 << 53;
 
+/// A pool's `sync.maxStateBytes` unless it says otherwise.
+const MAX_STATE_BYTES: usize = 64 << 20;
+
 /// A program that runs durable servers, to be configured and then [run](Host::run).
 #[must_use]
 pub struct Host {
     kinds: BTreeMap<&'static str, Arc<Kind>>,
     observer: Box<dyn Observer>,
+    max_state_bytes: usize,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), observer: Box::new(()) }
+        Self { kinds: BTreeMap::new(), observer: Box::new(()), max_state_bytes: MAX_STATE_BYTES }
     }
 }
 
@@ -54,6 +58,12 @@ impl Host {
         self
     }
 
+    /// Takes states up to this size: the pool's `sync.maxStateBytes`, if that is not the default of 64 MiB.
+    pub fn max_state_bytes(mut self, bytes: usize) -> Self {
+        self.max_state_bytes = bytes;
+        self
+    }
+
     /// Opens the socket in `dir`, the volume that is shared with the agent (`/run/durable` unless it says otherwise).
     pub fn listen(self, dir: impl AsRef<Path>) -> Result<Listening, HostError> {
         let dir = dir.as_ref();
@@ -62,7 +72,9 @@ impl Host {
             agent: Arc::new(Agent::new(dir)),
             observer: self.observer,
         };
-        Listening::open(dir, Running { kinds: self.kinds, registry: Registry::default(), around })
+        let running =
+            Running { kinds: self.kinds, registry: Registry::default(), around, max_state_bytes: self.max_state_bytes };
+        Listening::open(dir, running)
     }
 
     /// Listens in `dir` and serves until SIGTERM or SIGINT, then ends as [`Listening::serve_until`] does.
@@ -76,6 +88,7 @@ pub(crate) struct Running {
     pub kinds: BTreeMap<&'static str, Arc<Kind>>,
     pub registry: Registry,
     pub around: Surroundings,
+    max_state_bytes: usize,
 }
 
 impl Running {
@@ -84,7 +97,7 @@ impl Running {
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
         let is_control = parts.uri.path().starts_with(control::PREFIX);
-        let max_bytes = if is_control { control::MAX_BODY_BYTES } else { requests::MAX_BODY_BYTES };
+        let max_bytes = if is_control { self.max_state_bytes } else { requests::MAX_BODY_BYTES };
         let answer = match read(body, max_bytes).await {
             Ok(body) => tokio::spawn(self.dispatch(is_control, parts, body)).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a call panicked");

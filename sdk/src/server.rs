@@ -42,8 +42,8 @@ pub trait DurableServer: Send + Sized + 'static {
     fn snapshot(&self) -> Bytes;
 
     /// The last state was taken and no request reaches this server until it is thawed, if ever. For letting go of
-    /// things outside of the state: what this changes in the state does not travel.
-    fn freeze(&mut self) {}
+    /// things outside of the state, which itself must stay: it may be asked for again.
+    fn freeze(&self) {}
 }
 
 /// Which server.
@@ -151,7 +151,7 @@ pub(crate) trait AnyServer: Send {
         context: &'a mut Context,
     ) -> Pin<Box<dyn Future<Output = Response<Bytes>> + Send + 'a>>;
     fn snapshot(&self) -> Bytes;
-    fn freeze(&mut self);
+    fn freeze(&self);
 }
 
 impl<S: DurableServer> AnyServer for S {
@@ -167,7 +167,7 @@ impl<S: DurableServer> AnyServer for S {
         DurableServer::snapshot(self)
     }
 
-    fn freeze(&mut self) {
+    fn freeze(&self) {
         DurableServer::freeze(self);
     }
 }

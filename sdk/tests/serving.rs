@@ -7,7 +7,7 @@ mod support;
 use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use http::{Method, StatusCode};
-use support::{Harness, agent, slow};
+use support::{FROZEN, Harness, agent, slow};
 use tokio::{sync::Semaphore, task::yield_now, time::sleep};
 
 const UID: &str = "u";
@@ -49,6 +49,7 @@ async fn a_frozen_state_travels_as_it_was_last_answered() {
     assert_eq!(harness.user(Method::POST, "/", UID, 1, "one").await.body, "one");
     let frozen = harness.verb("freeze", UID, 1, 2).await;
     assert_eq!(frozen.body, "one");
+    assert_eq!(FROZEN.lock().unwrap().iter().filter(|state| *state == "one").count(), 1);
     assert_eq!(frozen.headers["durable-state-version"], "2");
     assert_eq!(frozen.mark().unwrap()[2], crc32fast::hash(b"one").to_string());
 }
@@ -232,6 +233,16 @@ async fn a_handler_can_look_servers_up() {
 }
 
 #[tokio::test]
+async fn a_server_that_nobody_has_is_somewhere_nevertheless() {
+    let harness = Harness::start();
+    let location = r#"{"uid": "o", "epoch": 7, "address": null, "here": false}"#;
+    agent(harness.dir.path(), StatusCode::OK, location, Arc::new(Semaphore::new(1)));
+    harness.verb("start", UID, 1, 1).await;
+    let found = harness.user(Method::GET, "/lookup", UID, 1, "").await.body;
+    assert!(found.contains("address: None"), "{found}");
+}
+
+#[tokio::test]
 async fn terms_are_told_and_the_last_ones_at_the_end() {
     let harness = Harness::start();
     harness.verb("start", "a", 1, 1).await;
@@ -268,4 +279,27 @@ async fn a_stale_socket_is_replaced() {
         drop(listening);
     }
     assert!(dir.path().join("host.sock").exists());
+}
+
+#[tokio::test]
+async fn the_pools_limit_of_a_state_is_the_hosts_too() {
+    for (limit, status) in [(3, StatusCode::PAYLOAD_TOO_LARGE), (4, StatusCode::OK)] {
+        let dir = tempfile::tempdir().unwrap();
+        let host =
+            durable_sdk::Host::new().serve::<support::Notes>().max_state_bytes(limit).listen(dir.path()).unwrap();
+        let host = tokio::spawn(host.serve_until(std::future::pending()));
+        let headers = [
+            ("durable-server", "default/a"),
+            ("durable-type", "notes"),
+            ("durable-mode", "active"),
+            ("durable-state", "full"),
+            ("durable-state-version", "2"),
+            ("durable-epoch", "1"),
+            ("durable-attempt", "1"),
+        ];
+        let socket = dir.path().join("host.sock");
+        let started = support::call(&socket, Method::POST, "/.durable/v1/servers/u/start", &headers, "four").await;
+        assert_eq!(started.status, status, "{}", started.body);
+        host.abort();
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -96,7 +99,7 @@ pub struct Log {
     pub(crate) lanes: Lanes,
     /// Of every key; ends in a slash.
     pub(crate) prefix: String,
-    pub(crate) max_state: u64,
+    pub(crate) max_state: AtomicU64,
     known: Mutex<Known>,
     /// Nonces of appends whose outcome their callers do not know. Held while a create is in flight.
     unsure: tokio::sync::Mutex<VecDeque<u64>>,
@@ -118,7 +121,13 @@ impl Log {
         let path = format!("{namespace}/{name}/{uid}");
         let hash = crc32fast::hash(path.as_bytes()) >> 16;
         let prefix = join(prefix, &format!("{hash:04x}/{path}/"));
+        let max_state = AtomicU64::new(max_state);
         Ok(Self { lanes, prefix, max_state, known: Mutex::default(), unsure: tokio::sync::Mutex::default() })
+    }
+
+    /// Changes the bound of a state's size, in bytes.
+    pub fn set_max_state(&self, max_state: u64) {
+        self.max_state.store(max_state, Ordering::Relaxed);
     }
 
     /// The key of a record.
@@ -250,7 +259,7 @@ impl Log {
 
     async fn pack(&self, body: &Body) -> Result<Option<Packed>, AppendError> {
         let Body::State(State { body, .. }) = body else { return Ok(None) };
-        let max = self.max_state;
+        let max = self.max_state.load(Ordering::Relaxed);
         let packed = if body.len() <= INLINE {
             record::pack(body, max)
         } else {

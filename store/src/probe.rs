@@ -23,7 +23,7 @@ pub enum Probe {
     /// Nothing is known yet: try again later.
     Unreachable(String),
     /// Credentials, bucket or settings are wrong, and a person must mend them.
-    Denied(String),
+    Denied(StoreError),
 }
 
 /// Creates one new key twice and deletes it again. `prefix` as in [`crate::Log::new`].
@@ -45,7 +45,7 @@ async fn create_twice(objects: &dyn Objects, key: &str) -> Probe {
             Ok(Created::Exists) => return Probe::Ok,
             Ok(Created::Created) if created > 0 => return Probe::IgnoresConditions,
             Ok(Created::Created) => created += 1,
-            Err(error) if error.needs_a_person() => return Probe::Denied(error.to_string()),
+            Err(error) if error.needs_a_person() => return Probe::Denied(error),
             Err(error) => {
                 last = error.to_string();
                 sleep(PAUSE).await;

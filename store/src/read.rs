@@ -1,6 +1,9 @@
 //! The log of one server: reading it, and cleaning it up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use handoff::{
@@ -162,7 +165,7 @@ impl Log {
     }
 
     async fn read(&self, sequence: Sequence) -> Result<Option<(Header, Option<Bytes>)>, ReadError> {
-        let max = self.max_state;
+        let max = self.max_state.load(Ordering::Relaxed);
         let part = Part::Whole { max: record::max_record(max) };
         let Some(bytes) = self.lanes.urgent.get(&self.key(sequence), part).await? else { return Ok(None) };
         let decoded = if bytes.len() <= INLINE {

@@ -17,3 +17,6 @@ pub const PROTOCOL: u32 = 1;
 
 /// Room for one message's envelope beside the state that it bears, bytes.
 pub const ENVELOPE_BYTES: usize = 256 * 1024;
+
+/// Metadata of a refused session: the address at which the replica of the operator that leads takes sessions.
+pub const LEADER: &str = "durable-leader";

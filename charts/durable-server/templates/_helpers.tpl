@@ -20,6 +20,20 @@
 {{- printf "%s-%s-operator" .Release.Namespace (include "durable-server.fullname" .) -}}
 {{- end -}}
 
+{{/* Where the certificates are. cert-manager's have a Secret of their own: ours has the authority's key too. */}}
+{{- define "durable-server.tlsSecret" -}}
+{{- include "durable-server.fullname" . }}-operator-{{ ternary "tls" "certificates" .Values.webhook.certManager.enabled }}
+{{- end -}}
+
+{{/* The DNS names that they are for, one a line: of the Service for agents, and of the webhook's. */}}
+{{- define "durable-server.tlsNames" -}}
+{{- range $service := list "operator" "webhook" -}}
+{{- $name := printf "%s-%s.%s" (include "durable-server.fullname" $) $service $.Release.Namespace }}
+{{ $name }}
+{{ $name }}.svc
+{{- end -}}
+{{- end -}}
+
 {{/* Labels that never change: (dict "root" $ "component" "operator") */}}
 {{- define "durable-server.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "durable-server.name" .root }}
@@ -59,4 +73,45 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
   drop: [ALL]
+{{- end -}}
+
+{{/* Labels of what a monitoring stack finds by labels: (dict "root" $ "more" .labels) */}}
+{{- define "durable-server.monitoringLabels" -}}
+{{- merge (deepCopy .more) (include "durable-server.labels" (dict "root" .root "component" "monitoring") | fromYaml) | toYaml -}}
+{{- end -}}
+
+{{/* Where small pods beside the operator may run: where it may. */}}
+{{- define "durable-server.where" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What they need, so that a ResourceQuota is met. */}}
+{{- define "durable-server.small" -}}
+resources:
+  requests:
+    cpu: 10m
+    memory: 32Mi
+  limits:
+    memory: 64Mi
+{{- end -}}
+
+{{/* Annotations of what is made when all else is deleted; the argument is its weight. */}}
+{{- define "durable-server.afterDelete" -}}
+helm.sh/hook: post-delete
+helm.sh/hook-weight: {{ . | quote }}
+# What failed stays, to be read, until it is tried again.
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end -}}

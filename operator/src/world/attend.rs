@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use crds::settings;
 use handoff::{
     Instant, PodUid, ServerUid,
     claim::Supersedes,
@@ -35,10 +36,10 @@ impl Places {
         self.starting.get(pod).copied().unwrap_or(0) < self.max_starts
     }
 
-    fn take(&mut self, pod: &PodUid) {
+    fn take(&mut self, pod: &PodUid, kind: &str) {
         *self.starting.entry(pod.clone()).or_default() += 1;
         if let Some(facts) = self.pods.iter_mut().find(|facts| facts.pod == *pod) {
-            facts.load += 1;
+            facts.take(kind);
         }
     }
 }
@@ -64,6 +65,7 @@ impl World {
             pods: candidates.into_iter().map(|candidate| candidate.facts).collect(),
             max_starts: settings.map_or(0, |settings| settings.max_starts),
         };
+        self.count_types(key, &mut places);
         while let Some(uid) = self.pools.get_mut(key).and_then(|pool| pool.ready.pop_first()) {
             let attended = self.attend_server(&uid, &mut places, now);
             let Some(pool) = self.pools.get_mut(key) else { return };
@@ -75,6 +77,23 @@ impl World {
                 Attended::Full => {
                     pool.ready.insert(uid);
                     return;
+                }
+            }
+        }
+    }
+
+    /// Counts what pods have of each type, if any type has a limit of its own.
+    fn count_types(&self, key: &Key, places: &mut Places) {
+        let spec = self.pools.get(key).and_then(|pool| pool.object.as_ref()).map(|object| &object.spec);
+        if !spec.is_some_and(|spec| spec.types.iter().any(|entry| entry.max_servers_per_pod.is_some())) {
+            return;
+        }
+        for facts in &mut places.pods {
+            let Some(session) = self.cluster.sessions.get(&facts.pod) else { continue };
+            for uid in session.held.keys().chain(session.assigned.keys().filter(|uid| !session.held.contains_key(uid)))
+            {
+                if let Some(server) = self.servers.get(uid) {
+                    *facts.of_type.entry(server.spec.type_.clone()).or_default() += 1;
                 }
             }
         }
@@ -92,8 +111,9 @@ impl World {
                 Attended::Wait
             }
             Next::Assign(To::Only(pod), supersedes) => {
+                let kind = server.spec.type_.clone();
                 self.assign(uid, &pod, supersedes, now);
-                places.take(&pod);
+                places.take(&pod, &kind);
                 Attended::Wait
             }
             Next::Assign(To::Any, supersedes) => self.place(uid, supersedes, places, now),
@@ -112,7 +132,13 @@ impl World {
             return Attended::Wait;
         }
         let Some(server) = self.servers.get(uid) else { return Attended::Done };
-        let need = Need { kind: server.spec.type_.clone(), state_version: server.state_version };
+        let spec = self.pools.get(&server.pool).and_then(|pool| pool.object.as_ref()).map(|object| &object.spec);
+        let resolved = spec.and_then(|spec| settings::server(spec, &server.spec).ok());
+        let need = Need {
+            kind: server.spec.type_.clone(),
+            state_version: server.state_version,
+            max_of_type: resolved.and_then(|resolved| resolved.max_of_type_per_pod),
+        };
         let avoid = &server.ownership.avoid;
         let chosen = choose(places.pods.iter().filter(|pod| !avoid.contains(&pod.pod)), &need)
             .or_else(|| choose(places.pods.iter(), &need));
@@ -124,7 +150,7 @@ impl World {
             }
             Some(pod) if places.has_turn(&pod) => {
                 self.assign(uid, &pod, supersedes, now);
-                places.take(&pod);
+                places.take(&pod, &need.kind);
                 Attended::Wait
             }
             Some(_) => Attended::Full,
@@ -161,10 +187,7 @@ impl World {
     fn unplaced(&mut self, uid: &ServerUid, why: Option<Trouble>, now: Instant) {
         let Some(server) = self.servers.get_mut(uid).filter(|server| server.unplaced != why) else { return };
         server.unplaced = why;
-        let key = server.pool.clone();
-        let pool = self.pool_mut(&key);
-        pool.status.insert(uid.clone());
-        pool.status_since.get_or_insert(now);
+        self.tell(uid, now);
     }
 
     fn assign(&mut self, uid: &ServerUid, pod: &PodUid, supersedes: Option<Supersedes>, now: Instant) {
@@ -272,7 +295,9 @@ fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
         (
             "PodsFull",
             format!(
-                "every pod of pool {pool} that can host is full: add replicas, or raise placement.maxServersPerPod"
+                "every pod of pool {pool} that can host is full: add replicas, or raise maxServersPerPod in the pool's \
+                 placement or in its entry for type {}",
+                need.kind
             ),
         )
     } else if cannot_load {

@@ -27,6 +27,8 @@ pub struct PodEntry {
     pub gateway: String,
     /// When its session ended.
     pub silent_since: Option<Instant>,
+    /// When people were told that it has no pool.
+    pub warned: Option<Instant>,
 }
 
 /// An open session.
@@ -46,6 +48,10 @@ pub struct Session {
     pub types: Vec<HostType>,
     /// Why it cannot, in its words.
     pub problem: String,
+    /// The same in one word.
+    pub problem_reason: String,
+    /// Since when.
+    pub problem_since: Option<Instant>,
     /// It empties its pod.
     pub draining: bool,
     /// What it holds.
@@ -137,6 +143,7 @@ impl Cluster {
                 capacity: settings.and_then(|settings| settings.max_servers_per_pod).unwrap_or(NO_LIMIT),
                 loads: pairs(&types),
                 types: types.iter().map(|kind| kind.name.clone()).collect(),
+                of_type: HashMap::new(),
             },
             alive: pod.pending || pod.running,
             name: pod.key.name.clone(),

@@ -55,8 +55,17 @@ impl World {
         } else {
             pool.ready.remove(uid);
         }
+        self.tell(uid, now);
+    }
+
+    /// A server is to be reported.
+    pub(super) fn tell(&mut self, uid: &ServerUid, now: Instant) {
+        let Some(server) = self.servers.get(uid) else { return };
+        let key = server.pool.clone();
+        let pool = self.pool_mut(&key);
         pool.status.insert(uid.clone());
         pool.status_since.get_or_insert(now);
+        self.not_as_seen(uid);
     }
 
     /// Servers of this pool that wait may have reason not to any more.
@@ -98,6 +107,7 @@ impl World {
 
     /// Takes a server out of all indexes but the sessions'.
     pub(super) fn unindex(&mut self, uid: &ServerUid, now: Instant) {
+        self.not_as_seen(uid);
         let Some(server) = self.servers.remove(uid) else { return };
         self.reindex(uid, server.ownership.owner.as_ref(), None);
         self.reassign(uid, &server.ownership, &Ownership::default());

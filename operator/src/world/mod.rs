@@ -6,9 +6,11 @@
 //!                                                           └──► report: plans, directory, status, drains
 //! ```
 
+mod alarms;
 mod attend;
 mod cluster;
 mod index;
+mod look;
 mod objects;
 mod publish;
 mod report;
@@ -22,10 +24,12 @@ use std::{
 use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, settings};
 use handoff::{Instant, PodUid, ServerId, ServerUid};
 
+pub use attend::FINALIZER;
 pub use cluster::{Cluster, PodEntry, Session};
 pub use report::POD_UID_LABEL;
 
 use crate::{
+    alarms::Budget,
     directory::Changes,
     drains::Drain,
     model::{Effect, Event, HandoffObject, Key, Kind, Now, PoolObject, SessionId},
@@ -104,6 +108,8 @@ pub struct Pool {
     status: BTreeSet<ServerUid>,
     status_since: Option<Instant>,
     own_status: Option<DurableServerPoolStatus>,
+    /// The problem that people were last told of, and when.
+    alarmed: Option<(&'static str, Instant)>,
 }
 
 /// Everything.
@@ -127,6 +133,9 @@ pub struct World {
     awake: BTreeSet<Key>,
     timers: BTreeSet<(Instant, Key)>,
     effects: Vec<Effect>,
+    budget: Budget,
+    /// Servers that changed since the page was last shown them; `None`: nobody looks.
+    unseen: Option<BTreeSet<Key>>,
 }
 
 impl World {
@@ -152,14 +161,16 @@ impl World {
             awake: BTreeSet::new(),
             timers: BTreeSet::new(),
             effects: Vec::new(),
+            budget: Budget::default(),
+            unseen: None,
         }
     }
 
     /// Takes in one event. What follows from it comes with the next [`Self::settle`].
     pub fn apply(&mut self, event: Event, now: Now) {
         match event {
-            Event::Pool(pool) => self.pool_seen(pool),
-            Event::PoolGone(key) => self.pool_gone(&key),
+            Event::Pool(pool) => self.pool_seen(pool, now.mono),
+            Event::PoolGone(key) => self.pool_gone(&key, now.mono),
             Event::Server(server) => self.server_seen(*server, now.mono),
             Event::ServerGone(uid) => self.server_gone(&uid, now.mono),
             Event::Pod(pod) => self.pod_seen(&pod, now),
@@ -220,7 +231,7 @@ impl World {
         let keys: Vec<Key> = self.pools.keys().cloned().collect();
         for key in &keys {
             self.renew_plan(key);
-            self.report_pool(key, now.wall);
+            self.report_pool(key, now);
         }
         self.look_for_silence(now.mono);
         self.stop_strays(now.mono);

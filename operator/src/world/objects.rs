@@ -14,13 +14,13 @@ use crate::{
 };
 
 impl World {
-    pub(super) fn pool_seen(&mut self, object: Box<PoolObject>) {
+    pub(super) fn pool_seen(&mut self, object: Box<PoolObject>, now: Instant) {
         let key = object.key.clone();
         let fresh = serde_json::to_string(&object.spec).unwrap_or_default();
         let pool = self.pool_mut(&key);
-        let mut changed = false;
+        let mut changed = pool.object.is_none();
         if let Ok(settings) = &object.settings {
-            changed = pool.spec_json != fresh;
+            changed |= pool.spec_json != fresh;
             pool.settings = Some(settings.clone());
             pool.spec_json = fresh;
         }
@@ -30,17 +30,22 @@ impl World {
             let servers: Vec<ServerUid> = pool.servers.iter().cloned().collect();
             for uid in servers {
                 self.judge(&uid);
+                self.tell(&uid, now);
             }
             self.unpark(&key);
             self.tell_settings(&key);
         }
     }
 
-    pub(super) fn pool_gone(&mut self, key: &Key) {
+    /// Its servers serve on where they are, by the settings that their agents have.
+    pub(super) fn pool_gone(&mut self, key: &Key, now: Instant) {
         let pool = self.pool_mut(key);
         pool.object = None;
         pool.settings = None;
         pool.own_status = None;
+        for uid in pool.servers.iter().cloned().collect::<Vec<_>>() {
+            self.tell(&uid, now);
+        }
         self.unpark(key);
     }
 

@@ -1,11 +1,11 @@
 //! What agents are told without asking: where servers may go, and where they are.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use handoff::{Instant, PodUid};
+use handoff::{Instant, PodUid, ServerUid};
 use wire::session::{DirectoryEntry, DrainOrder, to_agent};
 
-use super::{Pool, Session, World};
+use super::{Pool, Server, Session, World};
 use crate::{
     directory,
     model::{Effect, Key},
@@ -33,6 +33,7 @@ impl World {
         pool.pods_changed = false;
         let standing = standing(&self.cluster, pool);
         let news = standing.differs(&pool.plan);
+        greet(&mut self.servers, pool, &standing);
         pool.plan = standing;
         let orders = if drain {
             pool.deletion_seen = None;
@@ -54,7 +55,9 @@ impl World {
     /// Pushes the plan with loads as they are now.
     pub(super) fn renew_plan(&mut self, key: &Key) {
         let Some(pool) = self.pools.get_mut(key) else { return };
-        pool.plan = standing(&self.cluster, pool);
+        let standing = standing(&self.cluster, pool);
+        greet(&mut self.servers, pool, &standing);
+        pool.plan = standing;
         self.send_plans(key);
     }
 
@@ -151,6 +154,21 @@ impl World {
             },
             _ => DirectoryEntry { name: server.id.name.clone(), uid, ..DirectoryEntry::default() },
         })
+    }
+}
+
+/// Servers that wait because pods failed to start them need not wait for pods that come now.
+fn greet(servers: &mut HashMap<ServerUid, Server>, pool: &Pool, standing: &Standing) {
+    let came = standing.newcomers(&pool.plan);
+    if came.is_empty() {
+        return;
+    }
+    for uid in pool.ready.iter().chain(&pool.parked) {
+        if let Some(server) = servers.get_mut(uid) {
+            for pod in &came {
+                server.ownership.came(pod);
+            }
+        }
     }
 }
 

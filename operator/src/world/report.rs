@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crds::{HandoffPhase, HandoffSpec};
+use crds::{HandoffPhase, HandoffSpec, Trigger};
 use handoff::{Instant, PodUid, ServerUid};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,7 +15,7 @@ use crate::{
     metrics::METRICS,
     model::{Effect, HandoffObject, Key, Kind, Note, Now, What, Write},
     ownership::Standing,
-    status::{self, PoolFacts, ServerFacts},
+    status::{self, PoolFacts, Problem, ServerFacts},
 };
 
 /// Changes of servers within this time of the first are reported together.
@@ -56,13 +56,14 @@ impl World {
         let key = Key::new(server.id.namespace.clone(), server.id.name.clone());
         let what = What::Status(status::server_patch(&status).into());
         self.effects.push(Effect::Write(Write { kind: Kind::Server, key, what }));
+        self.server_alarm(uid, &status, now.mono);
         if let Some(server) = self.servers.get_mut(uid) {
             server.status = status;
             server.written = Some(now.mono);
         }
     }
 
-    fn server_facts(&self, uid: &ServerUid, now: Now) -> Option<ServerFacts<'_>> {
+    pub(super) fn server_facts(&self, uid: &ServerUid, now: Now) -> Option<ServerFacts<'_>> {
         let server = self.servers.get(uid)?;
         let ownership = &server.ownership;
         let outstanding = ownership.outstanding.as_ref().map(|outstanding| &outstanding.to);
@@ -71,6 +72,7 @@ impl World {
         Some(ServerFacts {
             generation: server.generation,
             refused: server.refused.clone(),
+            poolless: self.is_poolless(&server.pool).then_some(server.pool.name.as_str()),
             stopped: server.stopped,
             ownership,
             pod: entry.map(|e| (e.pod.key.name.as_str(), e.pod.uid.0.as_str(), e.pod.node.as_str())),
@@ -81,6 +83,11 @@ impl World {
             previous: &server.status,
             now: now.wall,
         })
+    }
+
+    /// Whether a pool does not exist, as far as is known.
+    fn is_poolless(&self, key: &Key) -> bool {
+        self.pools.get(key).is_none_or(|pool| pool.object.is_none())
     }
 
     fn word_of_owner(&self, uid: &ServerUid) -> Option<&Held> {
@@ -99,25 +106,29 @@ impl World {
         }
     }
 
-    pub(super) fn report_pool(&mut self, key: &Key, now: Timestamp) {
+    pub(super) fn report_pool(&mut self, key: &Key, now: Now) {
         let Some(pool) = self.pools.get(key) else { return };
         let (Some(object), Some(previous)) = (&pool.object, &pool.own_status) else { return };
         let sessions = || pool.pods.iter().filter_map(|pod| self.cluster.sessions.get(pod));
         let running = |uid: &&ServerUid| self.word_of_owner(uid).is_some_and(|held| status::serves(held.phase()));
-        let problem = sessions().map(|session| session.problem.as_str()).find(|problem| !problem.is_empty());
+        let refused = object.settings.as_ref().err().map(ToString::to_string);
+        let problem = self.pool_problem(key, now.mono);
         let status = PoolFacts {
             generation: object.generation,
-            refused: object.settings.as_ref().err().map(ToString::to_string),
+            refused: refused.clone(),
             servers: pool.servers.len(),
             running: pool.servers.iter().filter(running).count(),
             pods: sessions().count(),
             eligible: pool.plan.targets.len(),
-            problem: problem.unwrap_or("no pod is ready, on a schedulable node and not about to stop"),
+            problem: problem.as_ref(),
             previous,
-            now,
+            now: now.wall,
         }
         .status();
-        if status == *previous || !pool.settled {
+        let (settled, news) = (pool.settled, status != *previous);
+        let invalid = refused.map(|message| Problem { reason: "Invalid", message });
+        self.pool_alarm(key, invalid.as_ref().or(problem.as_ref()), now.mono);
+        if !news || !settled {
             return;
         }
         let what = What::Status(status::pool_patch(&status).into());
@@ -150,12 +161,7 @@ impl World {
         let spec = HandoffSpec {
             pool: drain.pool.name.clone(),
             source_pod: drain.pod.clone(),
-            trigger: drains::trigger(
-                pod,
-                pod.is_none_or(|pod| self.cluster.newest(pod)),
-                pod.is_some_and(|pod| self.cluster.shrank(pod, now)),
-                pod.is_some_and(|pod| self.cluster.cordoned(pod)),
-            ),
+            trigger: self.trigger_of(uid, now),
         };
         let body = json!({
             "apiVersion": format!("{}/{}", crds::GROUP, crds::VERSION),
@@ -173,6 +179,17 @@ impl World {
         if let Some(drain) = self.drains.get_mut(uid) {
             drain.made = true;
         }
+    }
+
+    /// Why a pod is emptied, as far as is known.
+    pub(super) fn trigger_of(&self, uid: &PodUid, now: Instant) -> Trigger {
+        let pod = self.cluster.pods.get(uid).map(|entry| &entry.pod);
+        drains::trigger(
+            pod,
+            pod.is_none_or(|pod| self.cluster.newest(pod)),
+            pod.is_some_and(|pod| self.cluster.shrank(pod, now)),
+            pod.is_some_and(|pod| self.cluster.cordoned(pod)),
+        )
     }
 
     /// A `Handoff`'s status is recorded, or never will be: the agent may go, and people are told once.
@@ -256,6 +273,7 @@ impl World {
     /// Forgets what nothing depends on any more.
     pub(super) fn forget(&mut self, now: Now) {
         let owned = &self.owned;
+        self.budget.forget(now.mono);
         self.cluster.over.retain(|pod, since| owned.contains_key(pod) || now.mono - *since < REMEMBER);
         let pods = &self.cluster.pods;
         // The watch may show an older status of its Handoff for a while.

@@ -21,12 +21,17 @@ use crate::{
 
 /// Longest text of an agent that is kept.
 const MAX_TEXT: usize = 512;
+/// Longest word.
+const MAX_WORD: usize = 64;
 
 impl World {
     pub(super) fn open(&mut self, id: SessionId, identity: &Identity, hello: Hello, now: Now) {
         match self.admit(identity, &hello) {
             Err(refusal) => {
                 tracing::info!(pod = identity.pod, reason = %refusal, "session refused");
+                if let Refusal::NoPool(pool) = &refusal {
+                    self.pod_alarm(&identity.uid, pool, now.mono);
+                }
                 self.effects.push(Effect::Close(id, refusal));
             }
             Ok(pool) => self.admitted(id, identity, &pool, hello, now),
@@ -149,7 +154,7 @@ impl World {
             from_agent::Body::AssignFailed(failed) => self.assign_failed(&pod, &failed, now.mono),
             from_agent::Body::Moved(moved) => self.moved(&pod, &moved, now),
             from_agent::Body::Drain(report) => self.drain_reported(&pod, id, report, now),
-            from_agent::Body::Status(status) => self.agent_status(&pod, status),
+            from_agent::Body::Status(status) => self.agent_status(&pod, status, now.mono),
         }
     }
 
@@ -293,11 +298,15 @@ impl World {
         }
     }
 
-    fn agent_status(&mut self, pod: &PodUid, status: Status) {
+    fn agent_status(&mut self, pod: &PodUid, status: Status, now: Instant) {
         let Some(session) = self.cluster.sessions.get_mut(pod) else { return };
         let can = status.host_ready && status.problem.is_empty();
         let types = if can { status.types } else { Vec::new() };
         clip(&status.problem, MAX_TEXT).clone_into(&mut session.problem);
+        let reason = clip(&status.reason, MAX_WORD);
+        let since = session.problem_since.filter(|_| session.problem_reason == reason);
+        session.problem_since = (!can).then(|| since.unwrap_or(now));
+        reason.clone_into(&mut session.problem_reason);
         if session.types != types || session.draining != status.draining {
             session.types = types;
             session.draining = status.draining;

@@ -24,6 +24,9 @@ use tokio::{
 /// Where handlers of `/slow` wait, by the server's uid.
 static SLOW: LazyLock<Mutex<HashMap<String, Arc<Semaphore>>>> = LazyLock::new(Mutex::default);
 
+/// States that were frozen.
+pub static FROZEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 pub fn slow(uid: &str) -> Arc<Semaphore> {
     Arc::clone(SLOW.lock().unwrap().entry(uid.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(0))))
 }
@@ -85,8 +88,8 @@ impl DurableServer for Notes {
         self.0.clone().into()
     }
 
-    fn freeze(&mut self) {
-        self.0.push_str("(not to be seen)");
+    fn freeze(&self) {
+        FROZEN.lock().unwrap().push(self.0.clone());
     }
 }
 

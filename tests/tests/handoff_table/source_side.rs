@@ -102,9 +102,9 @@ fn what_fails_before_final_keeps_the_server() {
         let thaw = phase == "freezing";
         let failures = [
             (Event::Rejected(why()), kept(Cause::Rejected, "why", thaw)),
-            (Event::CopyFailed(why()), kept(Cause::Failed, "why", thaw)),
+            (Event::CopyFailed(why()), kept(Cause::Host, "why", thaw)),
             (Event::GrantFailed(why()), kept(Cause::StoreUnavailable, "why", thaw)),
-            (Event::FreezeFailed(why()), kept(Cause::Failed, "why", thaw)),
+            (Event::FreezeFailed(why()), kept(Cause::Host, "why", thaw)),
             (Event::Abort(why()), kept(Cause::Failed, "why", thaw)),
             (Event::PeerLost, kept(Cause::Failed, "the target's connection broke", thaw)),
         ];
@@ -124,7 +124,7 @@ fn what_takes_too_long_before_final_keeps_the_server() {
         ("preparing", 5, Cause::Failed, "perServerTimeout passed"),
         ("granted", 5, Cause::Failed, "perServerTimeout passed"),
         ("queued", 5, Cause::Failed, "perServerTimeout passed"),
-        ("freezing", 1, Cause::Failed, "the host did not freeze within freezeTimeout"),
+        ("freezing", 1, Cause::Host, "the host did not freeze within freezeTimeout"),
     ];
     for (phase, limit, cause, reason) in cases {
         let mut source = source_in(phase);

@@ -1,5 +1,7 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
+mod look;
+mod misfortune;
 mod placing;
 mod telling;
 
@@ -9,8 +11,8 @@ use crds::DurableServerPoolSpec;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use wire::session::{
-    Assign, AssignFailed, Directory, DirectoryEntry, DrainReport, Gone, Held, Hello, HostType, Phase, Plan, ServerRef,
-    Status, assign_failed::Why, from_agent, gone::How, to_agent,
+    Assign, AssignFailed, Directory, DirectoryEntry, DrainReport, Gone, Held, Hello, HostType, Moved, Phase, Plan,
+    ServerRef, Status, assign_failed::Why, from_agent, gone::How, to_agent,
 };
 
 use super::*;
@@ -22,7 +24,7 @@ struct Story {
     ms: u64,
     sessions: BTreeMap<u64, Vec<to_agent::Body>>,
     writes: Vec<Write>,
-    notes: usize,
+    notes: Vec<crate::model::Note>,
     closed: Vec<(u64, Refusal)>,
 }
 
@@ -31,7 +33,7 @@ impl Story {
     fn unread() -> Self {
         let world = World::new("cluster".into(), 1);
         let mut story =
-            Self { world, ms: 0, sessions: BTreeMap::new(), writes: Vec::new(), notes: 0, closed: Vec::new() };
+            Self { world, ms: 0, sessions: BTreeMap::new(), writes: Vec::new(), notes: Vec::new(), closed: Vec::new() };
         let spec: DurableServerPoolSpec =
             serde_json::from_value(json!({ "store": { "s3": { "bucket": "b-1" } } })).unwrap();
         story.event(Event::Pool(Box::new(PoolObject {
@@ -81,7 +83,7 @@ impl Story {
                 Effect::Send(id, body) => self.sessions.entry(id.0).or_default().push(body),
                 Effect::Close(id, refusal) => self.closed.push((id.0, refusal)),
                 Effect::Write(write) => self.writes.push(write),
-                Effect::Publish(_) => self.notes += 1,
+                Effect::Publish(note) => self.notes.push(*note),
             }
         }
     }

@@ -76,7 +76,7 @@ fn a_drain_is_recorded_once_and_its_agent_hears_of_it() {
     for _ in 0..2 {
         story.event(Event::Recorded(key.clone(), json!({ "status": last }).into()));
     }
-    assert_eq!(story.notes, 1);
+    assert_eq!(story.notes.len(), 1);
     assert!(matches!(story.take(1)[..], [to_agent::Body::DrainSeen(_)]));
 }
 

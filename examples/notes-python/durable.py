@@ -1,0 +1,230 @@
+"""The host contract (docs/host-contract.md), version 1, in Python's standard library. See notes.py for what is served.
+
+A kind of server is a class with TYPE, VERSION (the format that `state` writes) and LOADS (the formats that it takes), and
+- __init__(config, version, state): from what was written, or from None; ValueError if it cannot be loaded;
+- state(): bytes, the same ones for the same state;
+- handle(method, path, body): answers one request with a status, bytes, and whether the state changed. One at a time.
+"""
+import base64, json, os, random, signal, socketserver, sys, threading, zlib
+from http.server import BaseHTTPRequestHandler
+from urllib.parse import unquote
+
+MAX_STATE = 64 << 20  # bytes; the pool's sync.maxStateBytes
+INSTANCE = random.randrange(1, 2**53)
+NOT_HERE = 421, {"Durable-Not-Here": "1"}, b"not active here at this epoch\n"
+
+
+class Refused(Exception):
+    """A status and a sentence."""
+
+
+class Server:
+    """What is here of one uid. Stays when its server is stopped: the highest call and the revision are remembered."""
+
+    def __init__(self, uid):
+        self.uid, self.seen, self.closed, self.revision = uid, (0, 0), False, 0
+        self.noting = threading.Lock()
+        self.turn = threading.Lock()  # held while a request is handled, and by each control call: they never overlap
+        self.forget()
+
+    def forget(self):
+        self.phase = self.kind = self.app = self.config = self.standby = self.name = self.epoch = None
+
+    def note(self, call, closes):
+        with self.noting:
+            if call < self.seen:
+                raise Refused(412, f"a later call was seen: epoch {self.seen[0]}, attempt {self.seen[1]}")
+            # A freeze or stop that waits for its turn goes before the requests that wait too.
+            self.seen, self.closed = call, closes
+
+    def expect(self, epoch, *phases):
+        if self.phase is None:
+            raise Refused(404, f"there is no server {self.uid} here")
+        if epoch != self.epoch or self.phase not in phases:
+            raise Refused(409, f"it is {self.phase} here, at epoch {self.epoch}")
+
+    def load(self, config, version, state):
+        if state is not None and version not in self.kind.LOADS:
+            raise Refused(422, f"state versions {self.kind.LOADS} can be loaded, not {version}")
+        try:
+            self.app = self.kind(config, version, state)
+        except (ValueError, RecursionError) as error:
+            raise Refused(422, f"the state or the config cannot be loaded: {error}") from error
+        self.revision += 1
+
+    def mark(self, state):
+        return {"Durable-Instance": INSTANCE, "Durable-Revision": self.revision, "Durable-Checksum": zlib.crc32(state)}
+
+    def last(self, headers, unchanged):
+        state = self.app.state()
+        if (headers.get("Durable-Instance"), headers.get("Durable-Revision")) == (str(INSTANCE), str(self.revision)):
+            return unchanged, self.mark(state), b""
+        return 200, self.mark(state) | {"Durable-State-Version": self.kind.VERSION}, state
+
+    def request(self, epoch, method, path, body):
+        with self.turn:
+            if self.closed or self.phase != "active" or epoch != self.epoch:
+                return NOT_HERE
+            changed = True  # also if it breaks off in the middle
+            try:
+                status, answer, changed = self.app.handle(method, path, body)
+            finally:
+                self.revision += changed
+            return status, {}, answer
+
+    def control(self, verb, headers, body):
+        epoch = number(headers, "Durable-Epoch")
+        if verb == "snapshot":
+            with self.turn:
+                if epoch < self.seen[0]:
+                    raise Refused(412, f"a later call was seen, at epoch {self.seen[0]}")
+                self.expect(epoch, "active", "frozen")
+                return self.last(headers, 304)
+        call = epoch, number(headers, "Durable-Attempt")
+        given = given_state(headers, body) if verb in ("start", "activate") else None
+        config = given_config(headers) if verb == "start" else None
+        if verb == "start" and headers.get("Durable-Mode") not in ("active", "standby"):
+            raise Refused(400, "Durable-Mode must be active or standby")
+        self.note(call, verb in ("freeze", "stop"))
+        with self.turn:
+            self.note(call, False)  # it may have been overtaken while it waited
+            return getattr(self, verb)(epoch, headers, config, given)
+
+    def start(self, epoch, headers, config, given):
+        if self.phase:
+            raise Refused(409, f"it is {self.phase} here already, at epoch {self.epoch}")
+        self.kind = KINDS.get(headers.get("Durable-Type"))
+        if self.kind is None:
+            raise Refused(422, f"this host has no such type, but {', '.join(KINDS)}")
+        version, state, standby = given
+        self.load(config, version, state)
+        self.name, self.config, self.standby, self.epoch = headers.get("Durable-Server"), config, standby, epoch
+        self.phase = headers["Durable-Mode"]
+        return 200, self.mark(self.app.state()), b""
+
+    def freeze(self, epoch, headers, *_):
+        self.expect(epoch, "active", "frozen")
+        self.phase = "frozen"
+        return self.last(headers, 204)
+
+    def thaw(self, epoch, *_):
+        self.expect(epoch, "active", "frozen")
+        self.phase = "active"
+        return 200, {}, b""
+
+    def activate(self, epoch, headers, _, given):
+        self.expect(epoch, "standby")
+        version, state, mark = given
+        if state is not None:
+            self.load(self.config, version, state)
+        elif mark is None or mark != self.standby:
+            raise Refused(409, "the standby here is not of that state")
+        self.phase = "active"
+        return 200, self.mark(self.app.state()), b""
+
+    def stop(self, *_):
+        self.forget()
+        return 200, {}, b""
+
+    def line(self):
+        names = "uid", "server", "type", "epoch", "phase", "revision"
+        return dict(zip(names, (self.uid, self.name, self.kind.TYPE, self.epoch, self.phase, self.revision)))
+
+
+def number(headers, name):
+    text = headers.get(name, "")
+    if not (text.isascii() and text.isdecimal()):
+        raise Refused(400, f"{name} must be a decimal number, not {text!r}")
+    return int(text)
+
+
+def given_state(headers, body):
+    """Version, state and mark, as far as they were given."""
+    kind = headers.get("Durable-State")
+    if kind not in ("full", "none", "unchanged"):
+        raise Refused(400, f"Durable-State must be full, none or unchanged, not {kind!r}")
+    if kind == "none":
+        return None, None, None
+    mark = tuple(number(headers, "Durable-" + name) for name in ("Instance", "Revision", "Checksum"))
+    if kind == "unchanged":
+        return None, None, mark
+    if zlib.crc32(body) != mark[2]:
+        raise Refused(422, "the state does not have the checksum that came with it")
+    return number(headers, "Durable-State-Version"), body, mark
+
+
+def given_config(headers):
+    try:
+        config = headers.get("Durable-Config")
+        return config and json.loads(base64.b64decode(config, validate=True))
+    except ValueError as error:
+        raise Refused(400, f"Durable-Config is not JSON in base64: {error}") from error
+
+
+KINDS = {}  # by TYPE
+SERVERS = {}  # by uid
+
+
+def answer(method, path, headers, body):
+    if not path.startswith("/.durable/"):
+        server = SERVERS.get(headers.get("Durable-Uid"))
+        return server.request(number(headers, "Durable-Epoch"), method, path, body) if server else NOT_HERE
+    match method, *path.split("/")[2:]:
+        case "GET", "v1", "describe":
+            types = [{"name": kind.TYPE, "stateVersion": kind.VERSION, "loads": kind.LOADS} for kind in KINDS.values()]
+            return 200, {}, json.dumps({"contract": 1, "instance": INSTANCE, "types": types}).encode()
+        case "GET", "v1", "servers":
+            here = [server.line() for server in list(SERVERS.values()) if server.phase]
+            return 200, {}, json.dumps(here).encode()
+        case (("GET", "v1", "servers", uid, "snapshot" as verb)
+              | ("POST", "v1", "servers", uid, "start" | "freeze" | "thaw" | "activate" | "stop" as verb)):
+            uid = unquote(uid)
+            return SERVERS.setdefault(uid, Server(uid)).control(verb, headers, body)
+    raise Refused(404, "the host contract, version 1, has no such call")
+
+
+class Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # connections are kept open
+    wbufsize = -1  # an answer's head and body in one write
+
+    def reply(self):
+        # Always read, or the rest of it would be taken for the next request on this connection.
+        length = int(self.headers.get("Content-Length", 0))
+        body = self.rfile.read(min(length, MAX_STATE))
+        try:
+            if length > MAX_STATE:
+                self.close_connection = True
+                raise Refused(413, f"at most {MAX_STATE} bytes are taken")
+            status, headers, body = answer(self.command, self.path, self.headers, body)
+        except Refused as refused:
+            (status, sentence), headers = refused.args, {"Content-Type": "text/plain"}
+            body = sentence.encode()
+        except Exception as error:
+            status, headers, body = 500, {"Content-Type": "text/plain"}, repr(error).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = reply
+
+    def log_message(self, *_):
+        """Not a line for each request."""
+
+
+class Host(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads, request_queue_size = True, 128
+
+
+def run(*kinds):
+    """Serves these kinds until SIGTERM."""
+    KINDS.update({kind.TYPE: kind for kind in kinds})
+    path = os.path.join(os.environ.get("DURABLE_DIR", "/run/durable"), "host.sock")
+    if os.path.exists(path):
+        os.unlink(path)
+    os.umask(0o111)  # the socket's mode becomes 0666: the agent runs as another user
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    Host(path, Connection).serve_forever()

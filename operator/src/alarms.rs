@@ -1,0 +1,161 @@
+//! Of which bad news people get an Event, beside the condition that has it. Pure.
+
+use std::{collections::HashMap, time::Duration};
+
+use crds::condition;
+use handoff::Instant;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use crate::model::{Key, Kind};
+
+/// Reasons of servers' conditions that somebody must see to. What servers pass through in a rollout is not among them.
+const OF_SERVERS: [&str; 11] = [
+    "NoPool",
+    "Invalid",
+    "InvalidPool",
+    "TypeUnknown",
+    "PodsFull",
+    "HostRefused",
+    "StoreUnavailable",
+    "Corrupt",
+    "Deleted",
+    "OwnedElsewhere",
+    "SyncFailed",
+];
+
+/// Why pods cannot host, in the agents' words; anything else is reported as [`UNKNOWN`].
+const OF_PODS: [&str; 9] = [
+    "HostUnreachable",
+    "HostSilent",
+    "HostInvalid",
+    "StoreDenied",
+    "StoreMisconfigured",
+    "StoreUnreachable",
+    "StoreIgnoresConditions",
+    "PrefixTaken",
+    "PoolInvalid",
+];
+const UNKNOWN: &str = "CannotHost";
+
+/// Objects of one pool that get an Event of their own for one reason in one [`WINDOW`]; the others have the condition.
+const MOST: u32 = 5;
+const WINDOW: Duration = Duration::from_mins(1);
+
+/// A host that does not answer may be starting; what else is wrong with a pod is no part of its start.
+const STARTING: Duration = Duration::from_secs(15);
+const PASSING: Duration = Duration::from_secs(3);
+
+/// For how long a pod's problem is nobody's business.
+#[must_use]
+pub fn patience(reason: &str) -> Duration {
+    if matches!(reason, "HostUnreachable" | "HostSilent") { STARTING } else { PASSING }
+}
+
+/// The reason as a condition may have it.
+#[must_use]
+pub fn of_pod(reason: &str) -> &'static str {
+    OF_PODS.into_iter().find(|known| *known == reason).unwrap_or(UNKNOWN)
+}
+
+/// What became wrong with a server between two of its statuses: the first bad condition that was not there before.
+#[must_use]
+pub fn of_server<'a>(before: &[Condition], now: &'a [Condition]) -> Option<(&'static str, &'a str)> {
+    let told = |new: &Condition| {
+        before.iter().any(|old| old.type_ == new.type_ && old.status == new.status && old.reason == new.reason)
+    };
+    [condition::ACCEPTED, condition::PLACED, condition::DURABLE].into_iter().find_map(|kind| {
+        let new = now.iter().find(|new| new.type_ == kind && new.status == "False")?;
+        let reason = OF_SERVERS.into_iter().find(|known| *known == new.reason)?;
+        (!told(new)).then_some((reason, new.message.as_str()))
+    })
+}
+
+/// Whether an object gets an Event of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Yes.
+    Own,
+    /// No, and its pool gets one that says so for all that follow.
+    Rest,
+    /// No.
+    None,
+}
+
+/// Bounds Events: ten thousand servers with one trouble are one trouble.
+#[derive(Clone, Debug, Default)]
+pub struct Budget(HashMap<(Kind, Key, &'static str), (Instant, u32)>);
+
+impl Budget {
+    /// Takes a turn for an object of this kind in this pool.
+    pub fn take(&mut self, kind: Kind, pool: &Key, reason: &'static str, now: Instant) -> Turn {
+        let (since, taken) = self.0.entry((kind, pool.clone(), reason)).or_insert((now, 0));
+        if now - *since >= WINDOW {
+            (*since, *taken) = (now, 0);
+        }
+        *taken = taken.saturating_add(1);
+        match *taken {
+            n if n <= MOST => Turn::Own,
+            n if n == MOST + 1 => Turn::Rest,
+            _ => Turn::None,
+        }
+    }
+
+    /// Forgets what no longer counts.
+    pub fn forget(&mut self, now: Instant) {
+        self.0.retain(|_, (since, _)| now - *since < WINDOW);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::status::stamped;
+
+    fn conditions(words: &[(&str, &str, &str)]) -> Vec<Condition> {
+        let now = Timestamp::from_second(1).unwrap();
+        words.iter().map(|(kind, status, reason)| stamped(&[], 1, now, (kind, status, reason, "why"))).collect()
+    }
+
+    #[test]
+    fn only_what_became_wrong_and_needs_somebody_is_told() {
+        let fine = [("Accepted", "True", "Valid"), ("Placed", "True", "Assigned")];
+        let no_pool = [("Accepted", "False", "NoPool"), ("Placed", "False", "NoPool")];
+        let rolling = [("Accepted", "True", "Valid"), ("Placed", "False", "NoEligiblePod")];
+        let full = [("Accepted", "True", "Valid"), ("Placed", "False", "PodsFull")];
+        let large = [("Placed", "True", "Assigned"), ("Durable", "False", "SyncFailed")];
+        let cases: [(&[_], &[_], Option<&str>); 8] = [
+            (&[], &fine, None),
+            (&[], &no_pool, Some("NoPool")),
+            (&fine, &no_pool, Some("NoPool")),
+            (&no_pool, &no_pool, None),
+            (&fine, &rolling, None),
+            (&rolling, &full, Some("PodsFull")),
+            (&fine, &large, Some("SyncFailed")),
+            (&no_pool, &fine, None),
+        ];
+        for (before, now, expected) in cases {
+            let told = of_server(&conditions(before), &conditions(now)).map(|(reason, _)| reason);
+            assert_eq!(told, expected, "{before:?} to {now:?}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_servers_with_one_trouble_are_six_events_a_minute() {
+        let mut budget = Budget::default();
+        let pool = Key::new("ns", "rooms");
+        let mut take = |ms| budget.take(Kind::Server, &pool, "NoPool", Instant(Duration::from_millis(ms)));
+        let turns: Vec<Turn> = (0..10_000).map(|_| take(0)).collect();
+        assert_eq!(turns.iter().filter(|turn| **turn == Turn::Own).count(), 5);
+        assert_eq!(turns.iter().filter(|turn| **turn == Turn::Rest).count(), 1);
+        assert_eq!(take(59_999), Turn::None);
+        assert_eq!(take(60_000), Turn::Own);
+        assert_eq!(budget.take(Kind::Server, &pool, "Corrupt", Instant(Duration::ZERO)), Turn::Own, "another trouble");
+    }
+
+    #[test]
+    fn words_from_the_network_are_of_a_known_set() {
+        assert_eq!((of_pod("StoreDenied"), of_pod("x y\n")), ("StoreDenied", "CannotHost"));
+    }
+}
