@@ -354,7 +354,7 @@ const BROKEN: &[(&str, &str, &str, [&str; 3])] = &[
         "a limit of its own",
         "MAX_STATE = 64 << 20",
         "MAX_STATE = 1 << 16",
-        ["a large state in", "413", "A host reads and writes"],
+        ["a large state in", "", "A host reads and writes"],
     ),
     (
         "what is no call reaches a server",

@@ -62,12 +62,17 @@ pub async fn run(cluster: &Cluster, all: bool) -> Result<()> {
         outcomes.push(one(cluster, case).await);
     }
     let spared = bystander.end().await;
-    let (cases, mut errors): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    let cases: Vec<Case> = cases.into_iter().flatten().collect();
+    let (mut cases, mut errors) = (Vec::new(), Vec::new());
+    for outcome in outcomes {
+        match outcome {
+            Ok(case) => cases.push(case),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.extend(spared.context("the pool that nothing may happen to").err());
     println!("\n{}\n", table(&cases));
     report::write("faults", &cases)?;
-    errors.extend(spared.context("the pool that nothing may happen to").map(|()| Case::default()).err().map(Err));
-    for error in errors.iter().filter_map(|error| error.as_ref().err()) {
+    for error in &errors {
         println!("  FAIL  {error:#}");
     }
     ensure!(errors.is_empty(), "{} cases did not go as they should", errors.len());

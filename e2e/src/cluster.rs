@@ -119,7 +119,7 @@ impl Cluster {
         if changed.iter().any(|image| image == "operator") {
             cluster.restart(SYSTEM, OPERATOR).await?;
         }
-        cluster.scale(SYSTEM, OPERATOR, 1).await?;
+        cluster.scale(SYSTEM, OPERATOR, 2).await?;
         Ok(cluster)
     }
 

@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::rooms::room;
 use crate::scene::{Case, GOOD, SOON, Scene};
 use crate::view::HandoffStatus;
+use crate::wait::until;
 
 /// Permanent servers are served again so soon after the next pod is ready.
 const BACK: Duration = Duration::from_secs(3);
@@ -228,12 +229,7 @@ pub async fn crowded(cluster: &Cluster) -> Result<Case> {
     let before = scene.rooms.ready_pods(1).await?;
     let placed = |pod: &str| scene.rooms.view.servers().iter().filter(|server| server.pod == pod).count();
     let source = before.first().context("no pod")?;
-    crate::wait::until(
-        "one pod has as many as it may",
-        SOON,
-        async || Ok((placed(&source.name) == most).then_some(())),
-    )
-    .await?;
+    until("one pod has as many as it may", SOON, async || Ok((placed(&source.name) == most).then_some(()))).await?;
     let waiting = scene.rooms.view.servers().into_iter().find(|server| server.pod.is_empty()).context("none waits")?;
     let (_, message) = scene.condition("DurableServer", &waiting.name, "Placed", "PodsFull").await?;
     scene.event("DurableServer", &waiting.name, "PodsFull").await?;

@@ -82,13 +82,12 @@ async fn take(api: &Api<DurableServer>, server: PartialObjectMeta<DurableServer>
     let others: Vec<&String> = server.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
     // Whoever else changes the list meanwhile goes first; the next look comes back to it.
     let patch = json!({ "metadata": { "resourceVersion": server.resource_version(), "finalizers": others } });
-    let name = server.name_any();
+    let (namespace, name) = (server.namespace().unwrap_or_default(), server.name_any());
+    // An API of all namespaces lists, but finds no single object.
+    let api = Api::<DurableServer>::namespaced(api.clone().into_client(), &namespace);
     match api.patch_metadata(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => {
-            let namespace = server.namespace().unwrap_or_default();
-            Err(error).with_context(|| format!("the finalizer of {namespace}/{name} cannot be removed"))
-        }
+        Err(error) => Err(error).with_context(|| format!("the finalizer of {namespace}/{name} cannot be removed")),
     }
 }

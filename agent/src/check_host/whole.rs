@@ -222,7 +222,7 @@ pub async fn large_state_out(subject: &Subject) -> Verdict {
     }
     let state = scratch.state(1).await?;
     let last = scratch.last(1, 2).await?;
-    if last.body.len() < taken * LARGE_BODY {
+    if last.body.len() < taken.max(1) * LARGE_BODY {
         return Ok(format!("{} bytes; its requests do not make it larger", last.body.len()));
     }
     if last.body != state.body {

@@ -75,6 +75,8 @@ fn env(agent: &Agent, pool: &Pool, hook_path: &str, grace: i64) -> Vec<Value> {
         json!({ "name": "DURABLE_OPERATOR_CA", "value": &**agent.authority.borrow() }),
         json!({ "name": HOOK_PATH, "value": hook_path }),
         json!({ "name": GRACE, "value": grace.to_string() }),
+        // Otherwise its allocator takes memory in pieces that the kernel backs with pages of 2 MiB: 10 MiB for nothing.
+        json!({ "name": "MIMALLOC_ARENA_EAGER_COMMIT", "value": "0" }),
     ];
     if let Some(secret) = &pool.credentials {
         env.extend(

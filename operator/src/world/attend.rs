@@ -90,7 +90,7 @@ impl World {
         }
         for facts in &mut places.pods {
             let Some(session) = self.cluster.sessions.get(&facts.pod) else { continue };
-            for uid in session.held.keys().chain(session.assigned.keys().filter(|uid| !session.held.contains_key(uid)))
+            for uid in session.held.keys().chain(session.assigned.keys().filter(|uid| !session.held.contains_key(*uid)))
             {
                 if let Some(server) = self.servers.get(uid) {
                     *facts.of_type.entry(server.spec.type_.clone()).or_default() += 1;
