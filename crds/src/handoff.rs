@@ -101,7 +101,6 @@ pub struct HandoffStatus {
     pub completion_time: Option<Time>,
     /// Servers that were stopped instead of moved, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 16))]
     pub reasons: BTreeMap<String, u32>,
     /// What keeps servers from moving now, or else why some were stopped instead, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]

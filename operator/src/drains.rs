@@ -22,7 +22,7 @@ const TRIGGER_WAIT: Duration = Duration::from_millis(500);
 const P99_FROM: usize = 100;
 /// Gaps remembered of one drain; a pod does not have more servers.
 const MAX_GAPS: usize = 100_000;
-/// Reasons of one drain, as the schema has it.
+/// Reasons that are taken from one report.
 const MAX_REASONS: usize = 16;
 /// Longest `blockedBy`, as the schema has it.
 const MAX_SENTENCE: usize = 1_024;
