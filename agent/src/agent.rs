@@ -174,6 +174,8 @@ pub struct Agent {
     pub draining: Draining,
     /// Connections to peers.
     pub peers: crate::peer::Peers,
+    /// Where servers went from here, until other gateways are told.
+    pub news: crate::news::News,
     /// Requests to the store, counted.
     pub store_counts: Arc<Counts>,
     /// Turns to freeze: on half of the cores, since a freeze in one pod is an activation in another at the same time.
@@ -215,6 +217,7 @@ impl Agent {
             plan: watch::Sender::new(None),
             draining: Draining::default(),
             peers: crate::peer::Peers::default(),
+            news: crate::news::News::default(),
             store_counts: Arc::default(),
             freezes: Arc::new(Semaphore::new((cores / 2).max(1))),
             starts: Arc::new(Semaphore::new(STARTS_AT_ONCE)),

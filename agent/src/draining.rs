@@ -28,6 +28,7 @@ use crate::{
     agent::{Agent, Pool, Target},
     config::GRACE_MARGIN,
     give::{Given, give, micros},
+    news,
     release::release,
     routes::{Found, Way},
     servers::{Phase, Server, unix_ms},
@@ -384,6 +385,11 @@ impl Running {
     fn report(&mut self, drain: &Drain, now: bool) {
         if now || self.reported.elapsed() >= REPORT_EVERY {
             self.reported = Instant::now();
+            // While there is an operator it tells everyone sooner.
+            if !self.agent.operator.is_open() {
+                let agent = self.agent.clone();
+                tokio::spawn(async move { news::spread(&agent).await });
+            }
             let mut whole = self.past.clone();
             whole.add(drain.summary());
             let blocked = drain.blocked(self.agent.clock.now());
@@ -423,6 +429,7 @@ impl Running {
             "drain is over"
         );
         self.tell(summary, None, "Complete");
+        news::spread(&self.agent).await;
         let mut seen = self.agent.draining.seen.subscribe();
         let _ = time::timeout(SEEN_WAIT, seen.wait_for(|seen| *seen)).await;
     }

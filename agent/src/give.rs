@@ -292,6 +292,7 @@ impl Giving {
         let id = &self.server.id;
         self.agent.routes.set_there(&id.name, &id.uid, next, self.target.pod.clone(), self.target.gateway);
         if self.gap.is_none() {
+            self.agent.news.moved(id, next, &self.target);
             self.gap = self.held_at.map(|at| at.elapsed());
             if let Some(gap) = self.gap {
                 self.agent.metrics.stage(Stage::Gap, gap);

@@ -5,7 +5,7 @@
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
 //!  sync, cleanup                                         snapshots of what changed; old records
-//!  gateway, routes                                       users' requests, wherever the server is
+//!  gateway, routes, news                                 users' requests, wherever the server is
 //!  host                                                  client of the host contract
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  agent                                                 what all of them share
@@ -23,6 +23,7 @@ pub mod give;
 pub mod hooks;
 pub mod host;
 pub mod metrics;
+pub mod news;
 pub mod peer;
 pub mod problem;
 pub mod receive;

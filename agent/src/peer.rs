@@ -82,6 +82,11 @@ impl peer_server::Peer for PeerEndpoint {
         tokio::spawn(crate::receive::receive(agent, handoff, offer, incoming, answers));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outbound).map(Ok))))
     }
+
+    async fn tell(&self, request: Request<peer::News>) -> Result<Response<peer::Heard>, Status> {
+        crate::news::heard(&self.0, request.into_inner()).map_err(Status::invalid_argument)?;
+        Ok(Response::new(peer::Heard {}))
+    }
 }
 
 /// Serves offers from peers until the process ends.
