@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench faults lint generate images unit cluster-test cluster-up cluster-down
+.PHONY: help setup demo test bench faults lint generate images previous unit cluster-test cluster-up cluster-down
 
 # What is costly to make and not part of the sources: builds, images, the cluster.
 export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
@@ -21,20 +21,27 @@ CERTIFICATES := /etc/ssl/certs/ca-certificates.crt
 CARGO_DENY := $(DURABLE_CACHE)/tools/bin/cargo-deny
 PART := @e2e/part
 
+# Each command builds for the whole workspace and then runs a part: with -p, dependencies have other features and are built again.
+CARGO_TEST := cargo test --release --workspace
+E2E = @CARGO_MANIFEST_DIR=$(CURDIR)/e2e $(BUILT)/e2e
+NAMES = $(patsubst %,--test %,$(basename $(notdir $(patsubst %/main.rs,%,$(1)))))
+UNIT_TESTS := $(call NAMES,$(filter-out e2e/%,$(wildcard */tests/*.rs */tests/*/main.rs)))
+CLUSTER_TESTS := $(call NAMES,$(wildcard e2e/tests/*.rs))
+
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: images ## a rolling restart of 300 rooms under load: direct, by the store, and without handoff
-	cargo run --release -q -p e2e -- demo
+	$(E2E) demo
 
 test: ## everything: lint, unit, property and model tests, then the real cluster
 	@begun=$$(date +%s); $(MAKE) --no-print-directory lint unit cluster-test; echo "== all: $$(($$(date +%s) - begun)) s"
 
 bench: images ## rolling restarts until the gap's percentiles mean something
-	cargo run --release -q -p e2e -- bench
+	$(E2E) bench
 
 faults: images ## all that can go wrong: a table of what is moved, stopped and seen, and that nothing acknowledged is lost
-	cargo run --release -q -p e2e -- faults
+	$(E2E) faults
 
 lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisories, chart
 	$(PART) format cargo fmt --all --check
@@ -45,26 +52,29 @@ lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisori
 	$(PART) chart e2e/chart
 
 generate: setup ## write the files that are generated: the resource definitions
-	cargo run --release -q -p crds --bin crdgen
+	cargo build --release -q --workspace --bins
+	$(BUILT)/crdgen
 
 images: setup ## build the images, without a container engine
-	cargo build --release -p operator -p agent -p rooms -p e2e --bin durable-operator --bin durable-agent --bin rooms --bin bad_host
+	cargo build --release --workspace --bins
 	@$(call IMAGE,operator) /durable-operator=$(BUILT)/durable-operator
 	@$(call IMAGE,agent) /durable-agent=$(BUILT)/durable-agent $(CERTIFICATES)=$(CERTIFICATES)
 	@$(call IMAGE,rooms) /rooms=$(BUILT)/rooms
 	@$(call IMAGE,bad-host) /bad-host=$(BUILT)/bad_host /rooms=$(BUILT)/rooms
 	@$(call IMAGE,seaweedfs) /weed=$(DURABLE_CACHE)/cluster/bin/weed
 
-unit: setup ## unit, property and model tests
-	$(PART) "build of the tests" cargo test --release --workspace --no-run -q
-	$(PART) "unit, property and model tests" cargo test --release --workspace --exclude e2e -q
-	$(PART) "unit tests of the test tools" cargo test --release -p e2e --lib --bins -q
+previous: setup
+	$(PART) "build of the previous version" e2e/previous
 
-cluster-test: images ## tests on a real cluster, or on that of E2E_KUBECONFIG
-	$(PART) "real cluster" cargo test --release -p e2e --test '*' -- --test-threads=1 --nocapture
+unit: setup ## unit, property and model tests
+	$(PART) "build of the tests" $(CARGO_TEST) --no-run -q
+	$(PART) "unit, property and model tests" $(CARGO_TEST) -q --lib --bins $(UNIT_TESTS)
+
+cluster-test: images previous ## tests on a real cluster, or on that of E2E_KUBECONFIG
+	$(PART) "real cluster" $(CARGO_TEST) $(CLUSTER_TESTS) -- --test-threads=1 --nocapture
 
 cluster-up: images ## bring the cluster up with the product installed
-	cargo run --release -q -p e2e -- up
+	$(E2E) up
 
 cluster-down: ## stop the cluster and delete its data
 	e2e/cluster/cluster down
