@@ -97,7 +97,7 @@ impl Cluster {
             tokio::task::spawn_blocking(alone).await??;
             script("build", &[]).await?;
             script("up", &[]).await?;
-            changed = load_images().await?;
+            changed = load(&IMAGES.map(|image| cache().join("images").join(image).with_extension("tar"))).await?;
         }
         let kubeconfig = given.unwrap_or_else(|| cache().join("cluster/run/admin.conf"));
         let client = connect(&kubeconfig).await?;
@@ -121,6 +121,16 @@ impl Cluster {
         }
         cluster.scale(SYSTEM, OPERATOR, 2).await?;
         Ok(cluster)
+    }
+
+    /// Loads the images of the version before this one, tagged `previous`, and says where its chart is.
+    pub async fn previous(&self) -> Result<PathBuf> {
+        if !self.ours {
+            bail!("images can only be loaded into a cluster of our own");
+        }
+        let previous = cache().join("previous");
+        load(&["previous-operator", "previous-agent"].map(|image| previous.join(image).with_extension("tar"))).await?;
+        Ok(previous.join("sources/charts/durable-server"))
     }
 
     /// Whether its nodes are this machine, so that processes can be looked at and killed.
@@ -339,11 +349,10 @@ async fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The images that the nodes did not have yet in this version.
-async fn load_images() -> Result<Vec<String>> {
-    let tars = IMAGES.map(|image| cache().join("images").join(image).with_extension("tar"));
+/// Gives these images to the nodes; the names of those that they did not have yet in this version.
+async fn load(tars: &[PathBuf]) -> Result<Vec<String>> {
     if let Some(missing) = tars.iter().find(|tar| !tar.exists()) {
-        bail!("there is no {}; run `make images`", missing.display());
+        bail!("there is no {}; `make` builds it before it runs this", missing.display());
     }
     let paths: Vec<&str> = tars.iter().filter_map(|tar| tar.to_str()).collect();
     Ok(script("load", &paths).await?.lines().map(str::to_owned).collect())

@@ -16,6 +16,7 @@ use rand::rngs::StdRng;
 use rand::seq::index;
 use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::cluster::{Cluster, cluster_ip, repository};
@@ -152,8 +153,10 @@ impl Rooms {
         Ok(())
     }
 
-    /// Starts the outside client: writes to all rooms that it is not told to probe.
+    /// Starts the outside client, once the Service leads to a pod: writes to all rooms that it is not told to probe.
     pub async fn load(&self, rooms: usize, writes_per_second: u32) -> Result<Load> {
+        let connected = async || Ok(TcpStream::connect(self.address).await.ok().map(drop));
+        until("the Service leads to a pod", PATIENCE, connected).await?;
         let servers = (0..rooms).map(room).collect();
         Load::start(Plan { address: self.address, servers, writes_per_second }).await
     }

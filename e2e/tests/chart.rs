@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::cluster::{Cluster, OPERATOR, RELEASE, SYSTEM, Store, repository};
 use e2e::fault::{self, Killed};
+use e2e::report::{self, Limit};
 use e2e::rooms::{Rooms, room};
 use e2e::wait::until;
 use kube::api::ListParams;
@@ -44,12 +45,17 @@ async fn install(cluster: &Cluster, chart: &str, values: &[&str]) -> Result<()> 
     helm(cluster, &arguments).await.map(drop)
 }
 
+/// The version before this one, in place of this one.
+async fn install_previous(cluster: &Cluster) -> Result<()> {
+    let chart = cluster.previous().await?;
+    install(cluster, &chart.to_string_lossy(), &["image.tag=previous", "agent.image.tag=previous"]).await
+}
+
 async fn uninstall(cluster: &Cluster) -> Result<()> {
     helm(cluster, &["uninstall", RELEASE, "-n", SYSTEM, "--wait", "--timeout", "90s"]).await.map(drop)
 }
 
 #[tokio::test]
-#[ignore = "does not pass yet: one set of values is not rendered beside watchNamespaces"]
 async fn everything_that_the_chart_renders_is_taken_by_the_api_server() -> Result<()> {
     let cluster = Cluster::up(Store::any()).await?;
     let namespace = cluster.fresh_namespace("chart-renders").await?;
@@ -92,6 +98,22 @@ async fn everything_that_the_chart_renders_is_taken_by_the_api_server() -> Resul
 }
 
 #[tokio::test]
+async fn the_first_server_answers_within_a_minute_of_the_installation() -> Result<()> {
+    uninstall(&Cluster::up(Store::any()).await?).await?;
+    let begun = Instant::now();
+    let cluster = Cluster::up(Store::Embedded).await?;
+    let rooms = Rooms::start(&cluster, "first", 1, json!({})).await?;
+    rooms.create(1, 0).await?;
+    let path = format!("/{}/count", room(0));
+    until("the first server answers", SOON, async || Ok(rooms.get(&path).await?.status().is_success().then_some(())))
+        .await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    report::write("install", &json!({ "first_request_s": seconds }))?;
+    report::check(&[Limit::time("helm install to the first served request (s)", Some(seconds), 60.0)])?;
+    rooms.close().await
+}
+
+#[tokio::test]
 async fn helm_test_fails_while_the_operator_does_not_answer() -> Result<()> {
     let cluster = Cluster::up(Store::any()).await?;
     let test = ["test", RELEASE, "-n", SYSTEM, "--timeout", "60s"];
@@ -106,7 +128,6 @@ async fn helm_test_fails_while_the_operator_does_not_answer() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "does not pass yet: the release was not gone in time"]
 async fn servers_outlive_upgrade_uninstallation_and_reinstallation() -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
     let rooms = Rooms::start(&cluster, "chart", 2, json!({})).await?;
@@ -137,6 +158,42 @@ async fn servers_outlive_upgrade_uninstallation_and_reinstallation() -> Result<(
     let stopped: Vec<_> = rooms.view.handoffs().into_iter().filter(|drain| drain.status.stopped > 0).collect();
     ensure!(stopped.is_empty(), "{stopped:?}");
     rooms.close().await
+}
+
+#[tokio::test]
+async fn neighbouring_versions_hand_servers_to_each_other() -> Result<()> {
+    let cluster = Cluster::up(Store::Outside).await?;
+    install_previous(&cluster).await?;
+    let rooms = Rooms::start(&cluster, "versions", 2, json!({})).await?;
+    rooms.create(ROOMS, 1024).await?;
+    rooms.ready_pods(2).await?;
+    ensure!(agents(&rooms).await?.iter().all(|image| image.ends_with(":previous")), "not the previous agents");
+    let seen = fault::under_load(&rooms, ROOMS, WRITES, async |_| {
+        install(&cluster, &chart(), &[]).await.context("this operator over the previous agents")?;
+        rooms.restart().await?;
+        rooms.all_running(ROOMS, SOON).await.context("from the previous agents to these")?;
+        ensure!(agents(&rooms).await?.iter().all(|image| !image.ends_with(":previous")), "still the previous agents");
+        install_previous(&cluster).await.context("the previous operator over these agents")?;
+        rooms.restart().await?;
+        rooms.all_running(ROOMS, SOON).await.context("from these agents to the previous ones")?;
+        Ok(Killed::new())
+    })
+    .await?;
+    Cluster::up(Store::Outside).await?;
+    ensure!(seen.failures.is_empty(), "requests failed: {:?}", seen.failures);
+    let drains = rooms.view.handoffs();
+    let moved: usize = drains.iter().map(|drain| drain.status.moved).sum();
+    ensure!(moved >= 2 * ROOMS && drains.iter().all(|drain| drain.status.stopped == 0), "{drains:?}");
+    rooms.close().await
+}
+
+/// The images of the agents of all pods.
+async fn agents(rooms: &Rooms) -> Result<Vec<String>> {
+    let path = "jsonpath={.items[*].spec.initContainers[*].image}";
+    let said = kubectl(&rooms.cluster, &["get", "pods", "-n", &rooms.namespace, "-o", path]).await?;
+    let images: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
+    ensure!(!images.is_empty(), "no agents");
+    Ok(images)
 }
 
 fn epochs(rooms: &Rooms) -> BTreeMap<String, u64> {

@@ -20,7 +20,6 @@ const PODS: usize = 4;
 const MOVED: usize = 1_000;
 
 #[tokio::test]
-#[ignore = "minutes long; its figures were not taken yet"]
 async fn ten_thousand_servers_run_within_minutes_and_cost_few_writes() -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
     // A fresh operator: its peak is of this test.
