@@ -3,6 +3,7 @@
 mod deleting;
 mod look;
 mod misfortune;
+mod noise;
 mod placing;
 mod telling;
 
