@@ -319,6 +319,7 @@ impl Agent {
             reason: reason.to_owned(),
             sequence: held.sequence.0,
             state_version: held.state_version,
+            tombstone: held.tombstone,
         }));
     }
 }

@@ -15,6 +15,7 @@ use crds::Transfer;
 use handoff::{
     PodUid, ServerUid,
     drain::{Action, Blocked, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
+    log::Kind,
     source,
 };
 use tokio::{
@@ -377,7 +378,7 @@ impl Running {
         };
         let (agent, events, until) = (self.agent.clone(), self.events.clone(), self.deadline);
         tokio::spawn(async move {
-            let written = release(&agent, &server, reason.name(), until, false).await;
+            let written = release(&agent, &server, reason.name(), until, Kind::Release).await;
             let _ = events.send(Event::StopEnded(uid, written));
         });
     }
@@ -439,7 +440,7 @@ impl Running {
 async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Given {
     let began = Instant::now();
     let gone = Given { ended: Ended::Gone, gap: None, reason: String::new() };
-    if !release(agent, server, "TransferStore", until, false).await {
+    if !release(agent, server, "TransferStore", until, Kind::Release).await {
         return gone;
     }
     let wait = time::timeout_at(until, elsewhere(agent, &server.id.name));

@@ -1,17 +1,19 @@
 //! The node agent: the sidecar that starts, syncs, hands off and stops the servers of one pod's host.
 //!
 //! ```text
-//!  session ──orders──► start, draining, release          operator's word
+//!  session ──orders──► start, draining, release, bury    operator's word
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
-//!  sync, cleanup                                         snapshots of what changed; old records
+//!  sync, cleanup                                         snapshots of what changed; old records, and logs of deleted servers
 //!  gateway, routes, news                                 users' requests, wherever the server is
 //!  host                                                  client of the host contract
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
+//!  store_tool                                            logs by hand; not part of a running agent
 //!  agent                                                 what all of them share
 //! ```
 
 pub mod agent;
+pub mod bury;
 pub mod check_host;
 pub mod cleanup;
 pub mod config;
@@ -22,6 +24,7 @@ pub mod gateway;
 pub mod give;
 pub mod hooks;
 pub mod host;
+mod inherit;
 pub mod metrics;
 pub mod news;
 pub mod peer;
@@ -35,4 +38,5 @@ pub mod session;
 pub mod socket;
 pub mod start;
 pub mod store_setup;
+pub mod store_tool;
 pub mod sync;

@@ -13,7 +13,7 @@ use agent::{
     metrics::Metrics,
     peer, recover,
     routes::Routes,
-    session, socket, sync,
+    session, socket, store_tool, sync,
 };
 use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches};
@@ -40,16 +40,23 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The word after which a host is checked, and nothing else done.
 const CHECK_HOST: &str = "check-host";
+/// The word after which a store is looked at or tidied up, and nothing else done.
+const STORE: &str = "store";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let checking = check_host::Options::augment_args(clap::Command::new(CHECK_HOST))
         .about("Checks that a host keeps the contract, and explains where it does not");
-    let given = Config::command().subcommand(checking).subcommand_negates_reqs(true).get_matches();
-    if let Some((CHECK_HOST, given)) = given.subcommand() {
-        return Ok(check(&check_host::Options::from_arg_matches(given)?).await);
+    let tidying = store_tool::Options::augment_args(clap::Command::new(STORE))
+        .about("Looks at servers' logs, deletes those that are left over, and restores older states");
+    let given = Config::command().subcommands([checking, tidying]).subcommand_negates_reqs(true).get_matches();
+    match given.subcommand() {
+        Some((CHECK_HOST, given)) => return Ok(check(&check_host::Options::from_arg_matches(given)?).await),
+        Some((STORE, given)) => {
+            store_tool::run(&store_tool::Options::from_arg_matches(given)?, |line| println!("{line}")).await?;
+        }
+        _ => run(Config::from_arg_matches(&given)?).await?,
     }
-    run(Config::from_arg_matches(&given)?).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -86,6 +93,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(begin(agent.clone(), is_first_run));
     tokio::spawn(sync::run(agent.clone()));
     tokio::spawn(cleanup::run(agent.clone()));
+    tokio::spawn(cleanup::sweep(agent.clone()));
     terminated().await?;
     end(&agent, gateway).await;
     Ok(())

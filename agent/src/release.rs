@@ -14,6 +14,7 @@ use wire::session::{self, gone::How};
 
 use crate::{
     agent::{Agent, HOST_CALL},
+    bury,
     host::HostError,
     servers::{Phase, Server, server_id},
 };
@@ -28,8 +29,8 @@ const LAST_CALL: time::Duration = time::Duration::from_secs(1);
 const RETRY: time::Duration = time::Duration::from_millis(250);
 
 /// Stops a server for good, here. `true`: its last state is in the store. Ends by `until`, then without.
-/// With `tombstone`, the log is closed: nobody claims over it.
-pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, until: Instant, tombstone: bool) -> bool {
+/// `last` is what its log ends with: a Release, or a Tombstone, over which nobody claims.
+pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, until: Instant, last: Kind) -> bool {
     let _turn = server.turn.lock().await;
     let held = server.held();
     if held.phase != Phase::Active || agent.servers.get(&server.id.uid).is_none() {
@@ -37,11 +38,11 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     }
     server.update(|held| held.phase = Phase::Stopping);
     agent.routes.hold(&server.id);
-    let last = freeze(agent, server, until).await;
+    let frozen = freeze(agent, server, until).await;
     // One that did not answer is not waited for a second time.
-    let patience = if last.is_ok() { HOST_CALL } else { LAST_CALL };
-    let written = match last {
-        Ok(last) => write(agent, server, last, until, tombstone).await,
+    let patience = if frozen.is_ok() { HOST_CALL } else { LAST_CALL };
+    let written = match frozen {
+        Ok(state) => write(agent, server, state, until, last).await,
         Err(error) => Err(format!("the host did not give its last state: {error}")),
     };
     let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), patience).await;
@@ -71,13 +72,13 @@ async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Res
 async fn write(
     agent: &Arc<Agent>,
     server: &Arc<Server>,
-    last: Final<Bytes>,
+    state: Final<Bytes>,
     until: Instant,
-    tombstone: bool,
+    last: Kind,
 ) -> Result<How, String> {
     let held = server.held();
     let authority = Authority::Owner { epoch: held.epoch, granted: held.granted };
-    let state: Option<State<Bytes>> = match last {
+    let state: Option<State<Bytes>> = match state {
         Final::State(state) => Some(state),
         // The store has it already: the Release points there.
         Final::Unchanged(_) => None,
@@ -85,7 +86,7 @@ async fn write(
     loop {
         let draft = Draft {
             epoch: held.epoch,
-            kind: if tombstone { Kind::Tombstone } else { Kind::Release },
+            kind: last.clone(),
             writer: agent.me.clone(),
             body: state.as_ref().map_or_else(
                 || held.state_at(),
@@ -117,7 +118,12 @@ pub fn ordered(agent: &Arc<Agent>, stop: session::Stop) {
         return;
     };
     let agent = agent.clone();
+    let delete = stop.delete_log;
+    let last = if stop.tombstone { Kind::Tombstone { delete } } else { Kind::Release };
     tokio::spawn(async move {
-        release(&agent, &server, &stop.reason, Instant::now() + ORDERED, stop.tombstone).await;
+        if let Kind::Tombstone { delete: true } = last {
+            bury::mark(&agent, &server.id).await;
+        }
+        release(&agent, &server, &stop.reason, Instant::now() + ORDERED, last).await;
     });
 }

@@ -7,7 +7,11 @@ use std::{
 };
 
 use crds::{DurableServerSpec, settings::Resolved};
-use handoff::{Epoch, HandoffId, Sequence, ServerId, ServerUid, log::Header, source::Mark};
+use handoff::{
+    Epoch, HandoffId, Sequence, ServerId, ServerUid,
+    log::{Header, Kind},
+    source::Mark,
+};
 use store::{Body, Log};
 use tokio::time::Instant;
 use wire::session;
@@ -70,6 +74,8 @@ pub struct Held {
     pub granted: Option<HandoffId>,
     /// Its final state is in the store by another's record or by a Grant: a sync that waited is answered.
     pub handed_off: bool,
+    /// Its log is closed by a Tombstone.
+    pub tombstone: bool,
     /// Why the last sync failed.
     pub error: Option<String>,
 }
@@ -117,6 +123,7 @@ impl Server {
             durable: false,
             granted: None,
             handed_off: false,
+            tombstone: false,
             error: None,
         };
         let (log, turn, held) = (Arc::new(log), tokio::sync::Mutex::default(), Mutex::new(held));
@@ -156,6 +163,7 @@ impl Server {
         held.sequence = header.sequence;
         held.state_at = header.state_at;
         held.durable = true;
+        held.tombstone = matches!(header.kind, Kind::Tombstone { .. });
         held.error = None;
         if header.bears_state() {
             held.state_version = header.state_version;

@@ -138,6 +138,7 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             draining::begin(agent, Trigger::Operator);
         }
         Some(to_agent::Body::Directory(update)) => apply_directory(agent, update, chunks),
+        Some(to_agent::Body::Bury(order)) => crate::bury::ordered(agent, order),
         Some(to_agent::Body::Stop(stop)) => crate::release::ordered(agent, stop),
         Some(to_agent::Body::DrainSeen(_)) => agent.draining.was_seen(),
         None => {}

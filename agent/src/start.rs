@@ -18,11 +18,12 @@ use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 use crate::{
     agent::{APPEND, Agent, HOST_CALL},
     host::{Mode, StartCall},
+    inherit,
     servers::{Phase, Server, next_sync, server_id},
 };
 
 /// How often a claim is decided anew because the log moved on under it. Each time another agent made progress.
-const TRIES: u32 = 5;
+pub(crate) const TRIES: u32 = 5;
 
 /// Servers being started.
 #[derive(Default)]
@@ -39,6 +40,16 @@ impl Starting {
         self.lock().contains(uid)
     }
 
+    /// Whether this server was not being started, and is now.
+    pub(crate) fn begin(&self, uid: &ServerUid) -> bool {
+        self.lock().insert(uid.clone())
+    }
+
+    /// It is not any more.
+    pub(crate) fn end(&self, uid: &ServerUid) {
+        self.lock().remove(uid);
+    }
+
     /// Whether none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -47,14 +58,14 @@ impl Starting {
 }
 
 /// Why a server was not started.
-struct Failed {
-    why: Why,
-    message: String,
+pub(crate) struct Failed {
+    pub(crate) why: Why,
+    pub(crate) message: String,
     newest: Option<Header>,
 }
 
 impl Failed {
-    fn new(why: Why, message: &dyn std::fmt::Display) -> Self {
+    pub(crate) fn new(why: Why, message: &dyn std::fmt::Display) -> Self {
         Self { why, message: message.to_string(), newest: None }
     }
 }
@@ -67,13 +78,13 @@ pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
         agent.operator.tell(from_agent::Body::Held(server.report()));
         return;
     }
-    if !agent.starting.lock().insert(id.uid.clone()) {
+    if !agent.starting.begin(&id.uid) {
         return;
     }
     let agent = agent.clone();
     tokio::spawn(async move {
         let result = start(&agent, &id, &assign).await;
-        agent.starting.lock().remove(&id.uid);
+        agent.starting.end(&id.uid);
         match result {
             Ok(server) => {
                 tracing::info!(server = %id, epoch = server.epoch().0, "server started");
@@ -84,7 +95,7 @@ pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
     });
 }
 
-fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
+pub(crate) fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
     let id = server_id(assign.server.clone()).unwrap_or_default();
     tracing::warn!(server = %id, why = failed.why.as_str_name(), message = failed.message, "assignment not carried out");
     let grantee = failed.newest.as_ref().and_then(Header::grantee).map(|grantee| grantee.to.pod.0.clone());
@@ -125,12 +136,17 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
     Ok(server.clone())
 }
 
-async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &session::Assign) -> Result<(), Failed> {
-    let supersedes = (assign.superseded_epoch > 0).then(|| Supersedes {
+/// What an assignment takes the server from.
+pub(crate) fn supersedes(assign: &session::Assign) -> Option<Supersedes> {
+    (assign.superseded_epoch > 0).then(|| Supersedes {
         epoch: Epoch(assign.superseded_epoch),
         owner: PodUid(assign.superseded_pod_uid.clone()),
         grantee: (!assign.superseded_grantee_uid.is_empty()).then(|| PodUid(assign.superseded_grantee_uid.clone())),
-    });
+    })
+}
+
+async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &session::Assign) -> Result<(), Failed> {
+    let supersedes = supersedes(assign);
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
@@ -144,6 +160,10 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
         let state =
             match newest.and_then(|newest| newest.state).filter(|_| header.as_ref().is_some_and(Header::bears_state)) {
                 Some(state) => Some(state),
+                None if after == Sequence::NONE => {
+                    let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
+                    inherit::state(&pool, &server.id, server.spec.restore_from.as_ref()).await?
+                }
                 None if state_at == Sequence::NONE => None,
                 None => Some(server.log.read_state(state_at).await.map_err(read_failed)?),
             };
@@ -158,8 +178,8 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
             kind: if granted && state.is_some() { Kind::Snapshot } else { Kind::Claim },
             writer: agent.me.clone(),
             body: match &state {
-                // A granted epoch begins with the state itself.
-                Some(state) if granted => Body::State(state.clone()),
+                // A granted epoch begins with the state itself, and so does a log that inherits one.
+                Some(state) if granted || after == Sequence::NONE => Body::State(state.clone()),
                 _ => Body::At { sequence: state_at, version },
             },
         };
@@ -241,7 +261,7 @@ async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
     }
 }
 
-fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
+pub(crate) fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
     let why = match refusal {
         Refusal::OtherEpoch { .. } => Why::RefusedByLog,
         Refusal::Granted { .. } => Why::Granted,
@@ -252,7 +272,7 @@ fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
 }
 
 #[allow(clippy::needless_pass_by_value)] // for map_err
-fn read_failed(error: ReadError) -> Failed {
+pub(crate) fn read_failed(error: ReadError) -> Failed {
     let why = match error {
         ReadError::Unreadable { .. } | ReadError::HintMissing(_) => Why::Corrupt,
         ReadError::Store(_) | ReadError::StateMissing(_) | ReadError::Vanishing(_) => Why::Store,

@@ -25,7 +25,8 @@ pub use pool::{
     Store, SyncPolicy, Transfer, TypeHandoff, TypeOverride,
 };
 pub use server::{
-    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, Phase, ServerHandoff,
+    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, Phase, ReclaimPolicy,
+    RestoreFrom, ServerHandoff,
 };
 pub use size::{ByteSize, MalformedSize};
 

@@ -107,6 +107,20 @@ pub(crate) fn type_name() -> Rule {
         .message("write the type's name as the host describes it: letters, digits, -, _ and .")
 }
 
+/// A uid, which becomes part of keys in the store.
+pub(crate) fn uid() -> Rule {
+    Rule::new("self.matches('^[A-Za-z0-9-]+$')").message("write the uid as kubectl prints it: letters, digits and -")
+}
+
+/// What both the schema and [`crate::settings`] say of a `restoreFrom` that does not say one thing.
+pub(crate) const RESTORE_FROM: &str =
+    "write either uid, that of an earlier server of this name, or fresh: true to start from nothing";
+
+/// Exactly one of the two.
+pub(crate) fn restore_from() -> Rule {
+    Rule::new("has(self.uid) != (has(self.fresh) && self.fresh)").message(RESTORE_FROM)
+}
+
 /// Of two optional durations in one struct, the first must not exceed the second.
 pub(crate) fn not_longer(first: &str, second: &str) -> Rule {
     let pattern = duration::PATTERN;

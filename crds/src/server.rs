@@ -58,9 +58,42 @@ pub struct DurableServerSpec {
     /// Leave it where it is: neither place it nor hand it off. Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cordoned: Option<bool>,
+    /// What becomes of its state when it is deleted. Retain: it stays, and a new server of the same name starts from it.
+    /// Delete: it goes a day later. Default Retain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reclaim_policy: Option<ReclaimPolicy>,
+    /// Which state it starts from the first time. Default: the newest that an earlier server of its name left with
+    /// reclaimPolicy Retain, or nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = limits::restore_from())]
+    pub restore_from: Option<RestoreFrom>,
     /// Goes before what the pool says, for this server and for its type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handoff_on_shutdown: Option<ServerHandoff>,
+}
+
+/// What becomes of a deleted server's state.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReclaimPolicy {
+    /// It stays in the store until somebody deletes it with `durable-agent store gc`.
+    #[default]
+    Retain,
+    /// It is deleted a day later.
+    Delete,
+}
+
+/// What a server that never ran starts from.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RestoreFrom {
+    /// Uid of an earlier server of the same name: from its last state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::MAX_UID))]
+    #[x_kube(validation = limits::uid())]
+    pub uid: Option<String>,
+    /// From nothing, whatever an earlier server left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fresh: Option<bool>,
 }
 
 /// What of a handoff may differ from server to server.

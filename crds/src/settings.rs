@@ -175,6 +175,7 @@ pub fn server(pool: &DurableServerPoolSpec, server: &DurableServerSpec) -> Resul
     let types = format!("pool spec.types[{}].handoffOnShutdown", server.type_);
     let step = |field: &str, text: Option<&Text>| time(field, text, &limits::STEP);
 
+    restore_from(server)?;
     let per_server_timeout = match step("spec.handoffOnShutdown.perServerTimeout", own.per_server_timeout.as_ref())? {
         Some(own) => own,
         None => step(&format!("{types}.perServerTimeout"), of_type.per_server_timeout.as_ref())?
@@ -200,6 +201,20 @@ pub fn server(pool: &DurableServerPoolSpec, server: &DurableServerSpec) -> Resul
         cordoned: server.cordoned.unwrap_or(false),
         config: config(server)?,
     })
+}
+
+/// A half-written word about the beginning must not end in a fresh start.
+fn restore_from(server: &DurableServerSpec) -> Result<(), Invalid> {
+    let Some(from) = &server.restore_from else { return Ok(()) };
+    let well_formed = |uid: &String| {
+        (1..=limits::MAX_UID).contains(&uid.len())
+            && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    match (&from.uid, from.fresh.unwrap_or(false)) {
+        (None, true) => Ok(()),
+        (Some(uid), false) if well_formed(uid) => Ok(()),
+        _ => Err(Invalid::new("spec.restoreFrom", limits::RESTORE_FROM)),
+    }
 }
 
 fn entry_of(pool: &DurableServerPoolSpec, type_: &str) -> TypeOverride {
@@ -317,6 +332,18 @@ types: [{name: room, maxServersPerPod: 7, handoffOnShutdown: {enabled: false, pr
         let by_pool = server(&pool, &other).unwrap();
         assert_eq!((by_pool.handoff, by_pool.per_server_timeout), (true, Duration::from_secs(4)));
         assert_eq!(by_pool.max_of_type_per_pod, None);
+    }
+
+    #[test]
+    fn a_beginning_is_one_thing_or_the_other() {
+        let refused = |yaml: &str| server(&pool_of(""), &server_of(yaml)).err().map(|invalid| invalid.to_string());
+        for good in ["restoreFrom: {uid: 0f-1}", "restoreFrom: {uid: a, fresh: false}", "restoreFrom: {fresh: true}"] {
+            assert_eq!(refused(good), None, "{good}");
+        }
+        for bad in ["{}", "{fresh: false}", "{uid: a, fresh: true}", "{uid: ''}", "{uid: a/b}"] {
+            let sentence = refused(&format!("restoreFrom: {bad}")).unwrap_or_default();
+            assert!(sentence.starts_with("spec.restoreFrom: write either uid"), "{bad}: {sentence}");
+        }
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub fn decide(newest: Option<&Header>, supersedes: Option<&Supersedes>, me: &Pod
     };
     let claim = Start::Claim { epoch: newest.epoch.claimed(), after: newest.sequence, state_at: newest.state_at };
     match &newest.kind {
-        Kind::Tombstone => Start::Refuse(Refusal::Deleted),
+        Kind::Tombstone { .. } => Start::Refuse(Refusal::Deleted),
         // Whoever wrote it has stopped for good: no further grounds are needed.
         Kind::Release => claim,
         _ if newest.epoch != over => Start::Refuse(Refusal::OtherEpoch { found: newest.epoch, superseded: over }),

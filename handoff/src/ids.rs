@@ -4,6 +4,10 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+/// The largest epoch and sequence that a record may have; what says more is no record. Nothing that is counted one by one
+/// gets there, and sums with it do not overflow, here or in Kubernetes' signed numbers.
+pub const LAST: u64 = u64::MAX >> 1;
+
 /// The number of one ownership term of one server. It only grows; 0 means "never owned".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -16,14 +20,14 @@ impl Epoch {
     /// The epoch that a handoff gives to its target.
     #[must_use]
     pub const fn handed_off(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The epoch of an assigned claim. It skips one, because a handoff of this epoch may have been granted `+ 1`:
     /// no epoch is ever served by two pods.
     #[must_use]
     pub const fn claimed(self) -> Self {
-        if self.0 == 0 { Self(1) } else { Self(self.0 + 2) }
+        if self.0 == 0 { Self(1) } else { Self(self.0.saturating_add(2)) }
     }
 }
 
@@ -45,7 +49,7 @@ impl Sequence {
     /// The sequence that follows.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -5,12 +5,14 @@
 //!  ids        who: server, pod, epoch, sequence, handoff
 //!  log        what a record says, what an append may do about a key that exists already, what cleanup may delete
 //!  claim      how a server starts from its log, given an assignment
+//!  afterlife  logs of deleted servers: which may go, and which a new server of the same name starts from
 //!  source     one handoff, seen from the pod that gives the server away
 //!  target     one handoff, seen from the pod that receives it
 //!  drain      emptying a pod: order, concurrency, retries, breaker, budget
 //!  placement  which pod is eligible, and which of those is best
 //! ```
 
+pub mod afterlife;
 pub mod claim;
 pub mod drain;
 pub mod ids;

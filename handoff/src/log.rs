@@ -36,7 +36,12 @@ pub enum Kind {
     /// The owner has stopped for good.
     Release,
     /// The server is deleted; nobody claims over it.
-    Tombstone,
+    Tombstone {
+        /// Nobody wants its state back: the whole log may go a day later. Otherwise the log stays, and a new server of
+        /// the same name starts from it.
+        #[serde(default)]
+        delete: bool,
+    },
 }
 
 /// Everything about a record but its state.
@@ -122,7 +127,7 @@ pub fn found(authority: &Authority, nonce: u64, found: &Header) -> Found {
         Authority::Reader => (false, None),
     };
     let terminal = match &found.kind {
-        Kind::Release | Kind::Tombstone => true,
+        Kind::Release | Kind::Tombstone { .. } => true,
         Kind::Grant(grantee) => known_grant != Some(grantee.handoff),
         Kind::Claim | Kind::Snapshot => false,
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use handoff::{
     Epoch, Generation, HandoffId, PodUid, Sequence,
     claim::{Refusal, Start, Supersedes, decide},
+    ids::LAST,
     log::{Authority, Found, Grantee, Header, Kind, Retention, Seen, Writer, deletable, found},
 };
 use proptest::prelude::*;
@@ -95,8 +96,30 @@ fn how_a_server_starts() {
     }
     let to_me = decide(Some(&granted), Some(&supersedes(3, None)), &PodUid("b".into()));
     assert!(matches!(to_me, Start::ServeGrant { epoch: Epoch(4), after: Sequence(6), state_at: Sequence(5), .. }));
-    let tombstone = record(7, 3, Kind::Tombstone, 5);
+    let tombstone = record(7, 3, Kind::Tombstone { delete: false }, 5);
     assert_eq!(decide(Some(&tombstone), Some(&supersedes(3, None)), &me), Start::Refuse(Refusal::Deleted));
+}
+
+/// `durable-agent store restore` writes a Release of the epoch that a claim would take.
+#[test]
+fn a_restored_state_fences_owner_source_and_target_and_is_claimed_by_anyone() {
+    let me = PodUid("me".into());
+    for newest in [record(6, 4, Kind::Snapshot, 6), record(6, 4, grant("b", 7), 5), record(6, 5, Kind::Snapshot, 6)] {
+        let restored = record(7, newest.epoch.claimed().0, Kind::Release, 7);
+        for authority in [
+            Authority::Owner { epoch: Epoch(4), granted: None },
+            Authority::Owner { epoch: Epoch(4), granted: Some(HandoffId(7)) },
+            Authority::Owner { epoch: Epoch(5), granted: None },
+            Authority::Handed { from: Epoch(4), handoff: HandoffId(7) },
+            Authority::Reader,
+        ] {
+            assert_eq!(found(&authority, 1, &restored), Found::Fenced, "{authority:?} after {newest:?}");
+        }
+        for over in [None, Some(supersedes(4, None)), Some(supersedes(5, Some("b"))), Some(supersedes(9, None))] {
+            let claim = Start::Claim { epoch: restored.epoch.claimed(), after: Sequence(7), state_at: Sequence(7) };
+            assert_eq!(decide(Some(&restored), over.as_ref(), &me), claim);
+        }
+    }
 }
 
 fn seen(header: Header, hours: Option<u64>) -> Seen {
@@ -117,6 +140,33 @@ fn cleanup_counts_states_and_not_records() {
 }
 
 proptest! {
+    /// Numbers come from the network and from the store: none of them stops the process, and none is taken twice.
+    #[test]
+    fn any_numbers_are_judged(
+        newest: [u64; 3], over: u64, from: u64, handoff: u64, kind in 0..5usize, to_me: bool,
+    ) {
+        let [sequence, epoch, state_at] = newest;
+        let kinds = [Kind::Claim, Kind::Snapshot, grant(if to_me { "me" } else { "b" }, handoff), Kind::Release];
+        let kind = kinds.get(kind).cloned().unwrap_or(Kind::Tombstone { delete: to_me });
+        for sequence in [sequence, u64::MAX] {
+            for epoch in [epoch, over, u64::MAX - 1, u64::MAX] {
+                let newest = record(sequence, epoch, kind.clone(), state_at);
+                for authority in [
+                    Authority::Owner { epoch: Epoch(from), granted: Some(HandoffId(handoff)) },
+                    Authority::Handed { from: Epoch(from), handoff: HandoffId(handoff) },
+                    Authority::Handed { from: Epoch(u64::MAX), handoff: HandoffId(handoff) },
+                ] {
+                    let _ = found(&authority, sequence.wrapping_add(1), &newest);
+                }
+                let start = decide(Some(&newest), Some(&supersedes(over, None)), &PodUid("me".into()));
+                if let Start::Claim { epoch: claimed, after, .. } = start {
+                    prop_assert!(claimed > newest.epoch || epoch > LAST);
+                    prop_assert!(after.next() > after || sequence == u64::MAX);
+                }
+            }
+        }
+    }
+
     /// However old everything is: the newest record stays, the newest states stay, and so does what a kept record
     /// points at; and nothing goes whose successor is young.
     #[test]

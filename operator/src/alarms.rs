@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use crate::model::{Key, Kind};
 
 /// Reasons of servers' conditions that somebody must see to. What servers pass through in a rollout is not among them.
-const OF_SERVERS: [&str; 11] = [
+const OF_SERVERS: [&str; 12] = [
     "NoPool",
     "Invalid",
     "InvalidPool",
@@ -20,6 +20,7 @@ const OF_SERVERS: [&str; 11] = [
     "Corrupt",
     "Deleted",
     "OwnedElsewhere",
+    "RestoreUndecided",
     "SyncFailed",
 ];
 

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::objects::{Created, Objects, Part, StoreError};
+use crate::objects::{Created, Listed, Objects, Part, StoreError};
 
 /// The operations, by the names that metrics use.
 pub const OPERATIONS: [&str; 4] = ["put", "get", "list", "delete"];
@@ -96,7 +96,7 @@ impl Objects for Counted {
         result
     }
 
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let result = self.inner.list(prefix, start_after, limit).await;
         self.counts.add(2, result.as_ref().map_or_else(failed, |_| 0));
         result

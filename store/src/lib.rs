@@ -11,12 +11,16 @@
 //!  known    what one process knows of a log without asking
 //!  log      appending: the fence
 //!  read     reading, cleanup
+//!  keys     where things lie
+//!  logs     all logs of a name or of a prefix; deleting whole ones
 //!  probe    checks at start: does the store honour conditions, is the prefix ours
 //! ```
 
 pub mod count;
+mod keys;
 mod known;
 pub mod log;
+pub mod logs;
 pub mod memory;
 pub mod objects;
 pub mod pace;
@@ -27,6 +31,6 @@ pub mod s3;
 
 pub use log::{AppendError, Body, Draft, Log, State};
 pub use memory::Memory;
-pub use objects::{Created, Lanes, Objects, Part, StoreError};
-pub use read::{Cleaned, Newest, ReadError};
+pub use objects::{Created, Lanes, Listed, Objects, Part, StoreError};
+pub use read::{Cleaned, Newest, ReadError, Shown};
 pub use s3::S3;

@@ -17,6 +17,7 @@ use handoff::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
+    keys,
     known::Known,
     objects::{Created, Lanes, Objects, Part, StoreError},
     record::{self, HEAD, Packed, RecordError},
@@ -109,18 +110,7 @@ impl Log {
     /// The log of `server` under `prefix` (which may be empty, and needs no slashes). `max_state` is in bytes, before
     /// compression. Does not touch the store.
     pub fn new(lanes: Lanes, prefix: &str, server: &ServerId, max_state: u64) -> Result<Self, StoreError> {
-        let ServerId { namespace, name, uid } = server;
-        for part in [namespace, name, &uid.0] {
-            // A slash could make one server's log part of another's.
-            if part.is_empty() || part.len() > 253 || part.chars().any(|c| c == '/' || c.is_control()) {
-                return Err(StoreError::Config(format!(
-                    "{part:?} cannot be part of a key: not a Kubernetes name or uid"
-                )));
-            }
-        }
-        let path = format!("{namespace}/{name}/{uid}");
-        let hash = crc32fast::hash(path.as_bytes()) >> 16;
-        let prefix = join(prefix, &format!("{hash:04x}/{path}/"));
+        let prefix = keys::of_log(prefix, server)?;
         let max_state = AtomicU64::new(max_state);
         Ok(Self { lanes, prefix, max_state, known: Mutex::default(), unsure: tokio::sync::Mutex::default() })
     }
@@ -133,7 +123,7 @@ impl Log {
     /// The key of a record.
     #[must_use]
     pub fn key(&self, sequence: Sequence) -> String {
-        format!("{}{:016x}", self.prefix, sequence.0)
+        keys::of_record(&self.prefix, sequence)
     }
 
     /// The newest record that this process knows of, without asking.
@@ -325,14 +315,6 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 ) -> Result<T, RecordError> {
     let joined = tokio::task::spawn_blocking(work).await;
     joined.unwrap_or_else(|error| Err(RecordError::Corrupt(format!("the work on its state was broken off: {error}"))))
-}
-
-/// Under the prefix, whether it is empty or has slashes around it.
-pub(crate) fn join(prefix: &str, rest: &str) -> String {
-    match prefix.trim_matches('/') {
-        "" => rest.to_owned(),
-        prefix => format!("{prefix}/{rest}"),
-    }
 }
 
 /// Pauses between tries, growing, with chance in them so that many logs do not try in step.

@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::objects::{Created, Objects, Part, StoreError};
+use crate::objects::{Created, Listed, Objects, Part, StoreError};
 
 /// What goes wrong with one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +43,8 @@ pub enum Operation {
 
 #[derive(Debug, Default)]
 struct Inner {
-    objects: BTreeMap<String, Bytes>,
+    /// With the time at which each was written.
+    objects: BTreeMap<String, (Bytes, SystemTime)>,
     faults: BTreeMap<Operation, VecDeque<Fault>>,
     late: VecDeque<(String, Bytes)>,
     ignores_conditions: bool,
@@ -53,7 +55,7 @@ impl Inner {
         if self.objects.contains_key(key) && !self.ignores_conditions {
             return Created::Exists;
         }
-        self.objects.insert(key.to_owned(), body);
+        self.objects.insert(key.to_owned(), (body, SystemTime::now()));
         Created::Created
     }
 
@@ -101,12 +103,12 @@ impl Memory {
     /// What a key holds.
     #[must_use]
     pub fn peek(&self, key: &str) -> Option<Bytes> {
-        self.lock().objects.get(key).cloned()
+        self.lock().objects.get(key).map(|(body, _)| body.clone())
     }
 
     /// Puts bytes at a key by force, as a broken disk or a person would.
     pub fn force(&self, key: &str, body: Bytes) {
-        self.lock().objects.insert(key.to_owned(), body);
+        self.lock().objects.insert(key.to_owned(), (body, SystemTime::now()));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -150,7 +152,7 @@ impl Objects for Memory {
             Fault::Fail(error) => return Err(error),
             Fault::LoseAnswer | Fault::Late | Fault::Silent => return Err(lost()),
         }
-        let Some(object) = inner.objects.get(key) else { return Ok(None) };
+        let Some((object, _)) = inner.objects.get(key) else { return Ok(None) };
         let length = object.len() as u64;
         match part {
             Part::Whole { max } if length > max => Err(StoreError::too_large(key, length, max)),
@@ -159,15 +161,19 @@ impl Objects for Memory {
         }
     }
 
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let mut inner = self.lock();
         match inner.fault(Operation::List) {
             Fault::None | Fault::Absent => {}
             Fault::Fail(error) => return Err(error),
             Fault::LoseAnswer | Fault::Late | Fault::Silent => return Err(lost()),
         }
-        let keys = inner.objects.keys().filter(|key| key.starts_with(prefix) && key.as_str() > start_after);
-        Ok(keys.take(limit).cloned().collect())
+        let within = inner.objects.iter().filter(|(key, _)| key.starts_with(prefix) && key.as_str() > start_after);
+        let listed = |(key, (_, written)): (&String, &(Bytes, SystemTime))| Listed {
+            key: key.clone(),
+            modified: Some(*written),
+        };
+        Ok(within.take(limit).map(listed).collect())
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

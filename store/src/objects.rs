@@ -1,6 +1,6 @@
 //! What is asked of an object store. There is no overwrite: a log only ever creates.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,15 @@ pub enum Part {
         /// The most bytes to accept.
         max: u64,
     },
+}
+
+/// A key that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The key.
+    pub key: String,
+    /// When it was written, by the store's calendar, in whole seconds; `None` where the store does not say.
+    pub modified: Option<SystemTime>,
 }
 
 /// Why a store did not do what it was asked.
@@ -71,7 +80,7 @@ pub trait Objects: fmt::Debug + Send + Sync {
 
     /// The first `limit` keys (at most 1000) in order that begin with `prefix` and come after `start_after`, which
     /// may be empty. Fewer than `limit` means that there are no more.
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError>;
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError>;
 
     /// Deletes a key, whether it exists or not.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;

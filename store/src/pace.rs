@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::objects::{Created, Lanes, Objects, Part, StoreError};
+use crate::objects::{Created, Lanes, Listed, Objects, Part, StoreError};
 
 /// Bounds of the rate, in requests per second.
 #[derive(Clone, Copy, Debug)]
@@ -204,7 +204,7 @@ impl Objects for Lane {
         self.paced(0, self.shared.inner.get(key, part)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         self.paced(0, self.shared.inner.list(prefix, start_after, limit)).await
     }
 

@@ -28,7 +28,7 @@ pub enum Probe {
 
 /// Creates one new key twice and deletes it again. `prefix` as in [`crate::Log::new`].
 pub async fn probe(objects: &dyn Objects, prefix: &str) -> Probe {
-    let key = crate::log::join(prefix, &format!("probe/{:032x}", rand::random::<u128>()));
+    let key = crate::keys::join(prefix, &format!("probe/{:032x}", rand::random::<u128>()));
     let result = create_twice(objects, &key).await;
     if let Err(error) = objects.delete(&key).await {
         tracing::warn!(%error, %key, "probe object was not deleted");
@@ -79,7 +79,7 @@ pub enum OwnerError {
 /// Takes a prefix for a cluster, for good; asking again with the same id is fine. `cluster` is any stable id of the
 /// cluster of at most 1024 bytes, such as the uid of its `kube-system` namespace.
 pub async fn claim_prefix(objects: &dyn Objects, prefix: &str, cluster: &str) -> Result<(), OwnerError> {
-    let key = crate::log::join(prefix, "owner");
+    let key = crate::keys::join(prefix, "owner");
     let mut last = StoreError::Unknown("the owner object keeps appearing and vanishing".into());
     for _ in 0..TRIES {
         if let Some(found) = objects.get(&key, Part::Whole { max: MAX_ID }).await? {

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     log::{INLINE, Log, State, checked, off_thread},
-    objects::{Objects, Part, StoreError},
+    objects::{Listed, Objects, Part, StoreError},
     record::{self, HEAD, RecordError},
 };
 
@@ -62,6 +62,17 @@ pub struct Newest {
     pub state: Option<State>,
 }
 
+/// A record as a person is shown it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its place in the log.
+    pub sequence: Sequence,
+    /// When it was written, by the store's calendar; `None` where the store does not say.
+    pub modified: Option<SystemTime>,
+    /// Its header and, if it bears one, the length of its state in bytes; or why it cannot be read.
+    pub content: Result<(Header, Option<u64>), RecordError>,
+}
+
 /// What a cleanup did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cleaned {
@@ -77,9 +88,9 @@ impl Log {
     pub async fn read_newest(&self, hint: Sequence) -> Result<Option<Newest>, ReadError> {
         let mut last = hint;
         for _ in 0..LISTINGS {
-            let listed = self.sequences(&self.lanes.urgent, hint).await?;
+            let listed = self.listed(&self.lanes.urgent, hint).await?;
             last = match listed.last() {
-                Some(last) => *last,
+                Some((last, _)) => *last,
                 None if hint == Sequence::NONE => return Ok(None),
                 None => return Err(ReadError::HintMissing(hint)),
             };
@@ -105,7 +116,7 @@ impl Log {
     /// now and then: one listing, one read for each older record that this process has not met, one delete for each
     /// that goes. How long a record's successor has been known counts only as far as this process has known it.
     pub async fn cleanup(&self, retention: &Retention) -> Result<Cleaned, ReadError> {
-        let mut existing = self.sequences(&self.lanes.bulk, Sequence::NONE).await?;
+        let mut existing = sequences(self.listed(&self.lanes.bulk, Sequence::NONE).await?);
         self.learn(&mut existing).await?;
         let Some(oldest) = existing.first().copied() else { return Ok(Cleaned::default()) };
         let (mut goes, is_whole) = {
@@ -140,21 +151,53 @@ impl Log {
         Ok(())
     }
 
-    /// The sequences that exist, in order, from `from` on.
-    async fn sequences(&self, lane: &Arc<dyn Objects>, from: Sequence) -> Result<Vec<Sequence>, StoreError> {
-        let mut start_after = from.0.checked_sub(1).map(|before| self.key(Sequence(before))).unwrap_or_default();
-        let mut found = Vec::new();
-        loop {
-            let page = lane.list(&self.prefix, &start_after, PAGE).await?;
-            found.extend(page.iter().filter_map(|key| self.sequence(key)));
-            match page.last() {
-                Some(last) if page.len() >= PAGE && *last > start_after => start_after.clone_from(last),
-                Some(_) if page.len() >= PAGE => {
-                    return Err(StoreError::Other("its listing does not go on after start-after".into()));
-                }
-                _ => return Ok(found),
+    /// Every record that exists, oldest first, each read as far as its header: for people.
+    pub async fn look(&self) -> Result<Vec<Shown>, StoreError> {
+        let mut seen = Vec::new();
+        for (sequence, modified) in self.listed(&self.lanes.bulk, Sequence::NONE).await? {
+            // A record that went meanwhile was old.
+            if let Some(bytes) = self.lanes.bulk.get(&self.key(sequence), Part::Start(HEAD)).await? {
+                let content = record::describe(&bytes);
+                let content = content.and_then(|(header, length)| Ok((checked(sequence, Ok(header))?, length)));
+                seen.push(Shown { sequence, modified, content });
             }
         }
+        Ok(seen)
+    }
+
+    /// The header of one record; `None` if it does not exist.
+    pub async fn read_header(&self, sequence: Sequence) -> Result<Option<Header>, ReadError> {
+        let Some(bytes) = self.lanes.bulk.get(&self.key(sequence), Part::Start(HEAD)).await? else { return Ok(None) };
+        let header = checked(sequence, record::decode_header(&bytes));
+        header.map(Some).map_err(|error| self.unreadable(sequence, error))
+    }
+
+    /// Deletes the whole log, unless it has gone on after `newest`: how many records went, or `None`. The newest goes
+    /// last, so that a log of which a part is left ends as before. Only for a log that nobody writes to any more.
+    pub async fn destroy(&self, newest: Sequence) -> Result<Option<usize>, StoreError> {
+        let existing = sequences(self.listed(&self.lanes.bulk, Sequence::NONE).await?);
+        if existing.last().is_some_and(|last| *last != newest) {
+            return Ok(None);
+        }
+        for sequence in &existing {
+            self.lanes.bulk.delete(&self.key(*sequence)).await?;
+        }
+        Ok(Some(existing.len()))
+    }
+
+    /// The sequences that exist, in order, from `from` on, and when each was written.
+    async fn listed(
+        &self,
+        lane: &Arc<dyn Objects>,
+        from: Sequence,
+    ) -> Result<Vec<(Sequence, Option<SystemTime>)>, StoreError> {
+        let start_after = from.0.checked_sub(1).map(|before| self.key(Sequence(before))).unwrap_or_default();
+        let mut found = Vec::new();
+        list_all(lane, &self.prefix, start_after, |listed| {
+            found.extend(self.sequence(&listed.key).map(|sequence| (sequence, listed.modified)));
+        })
+        .await?;
+        Ok(found)
     }
 
     /// The sequence in a key; `None` for a key that is not a record's.
@@ -177,13 +220,33 @@ impl Log {
         intact.map(Some).map_err(|error| self.unreadable(sequence, error))
     }
 
-    async fn read_header(&self, sequence: Sequence) -> Result<Option<Header>, ReadError> {
-        let Some(bytes) = self.lanes.bulk.get(&self.key(sequence), Part::Start(HEAD)).await? else { return Ok(None) };
-        let header = checked(sequence, record::decode_header(&bytes));
-        header.map(Some).map_err(|error| self.unreadable(sequence, error))
-    }
-
     fn unreadable(&self, sequence: Sequence, error: RecordError) -> ReadError {
         ReadError::Unreadable { sequence, key: self.key(sequence), error }
+    }
+}
+
+fn sequences(listed: Vec<(Sequence, Option<SystemTime>)>) -> Vec<Sequence> {
+    listed.into_iter().map(|(sequence, _)| sequence).collect()
+}
+
+/// Every key with this prefix after `start_after`, page by page.
+pub(crate) async fn list_all(
+    lane: &Arc<dyn Objects>,
+    prefix: &str,
+    mut start_after: String,
+    mut each: impl FnMut(Listed),
+) -> Result<(), StoreError> {
+    loop {
+        let page = lane.list(prefix, &start_after, PAGE).await?;
+        let is_last = page.len() < PAGE;
+        let last = page.last().map(|listed| listed.key.clone()).unwrap_or_default();
+        page.into_iter().for_each(&mut each);
+        if is_last {
+            return Ok(());
+        }
+        if last <= start_after {
+            return Err(StoreError::Other("its listing does not go on after start-after".into()));
+        }
+        start_after = last;
     }
 }

@@ -10,7 +10,10 @@
 use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use handoff::log::{Header, Kind};
+use handoff::{
+    ids::LAST,
+    log::{Header, Kind},
+};
 use serde::{Deserialize, Serialize};
 
 const MAGIC: &[u8; 4] = b"DSRV";
@@ -112,6 +115,11 @@ pub fn decode_header(bytes: &[u8]) -> Result<Header, RecordError> {
     split(bytes).map(|(stored, _)| stored.header)
 }
 
+/// The header, and how many bytes of state the record bears, if it does; from its first [`HEAD`] bytes or more.
+pub fn describe(bytes: &[u8]) -> Result<(Header, Option<u64>), RecordError> {
+    split(bytes).map(|(stored, _)| (stored.header, stored.body.map(|info| info.length)))
+}
+
 /// The header, and the state if the record bears one; `max` is the largest state accepted.
 pub fn decode(bytes: &[u8], max: u64) -> Result<(Header, Option<Bytes>), RecordError> {
     let (Stored { header, body }, rest) = split(bytes)?;
@@ -162,7 +170,10 @@ fn split(bytes: &[u8]) -> Result<(Stored, &[u8]), RecordError> {
 
 /// What every other part relies on: a record bears a state exactly if it says so, and a Snapshot always does.
 fn check(stored: &Stored) -> Result<(), RecordError> {
-    let Header { sequence, state_at, kind, .. } = &stored.header;
+    let Header { sequence, epoch, state_at, kind, .. } = &stored.header;
+    if sequence.0 > LAST || epoch.0 > LAST {
+        return Err(RecordError::Corrupt(format!("record {sequence} of epoch {epoch} is beyond all counting")));
+    }
     let bears = stored.header.bears_state();
     if bears != stored.body.is_some() || state_at > sequence || (matches!(kind, Kind::Snapshot) && !bears) {
         return Err(RecordError::Corrupt(format!("record {sequence} contradicts itself about its state")));
@@ -177,10 +188,10 @@ fn corrupt(what: &str, error: &io::Error) -> RecordError {
 #[cfg(test)]
 mod tests {
     use handoff::{
-        Epoch, HandoffId, Sequence,
+        Epoch, Generation, HandoffId, PodUid, Sequence,
         log::{Grantee, Writer},
     };
-    use proptest::prelude::*;
+    use proptest::{prelude::*, sample::Index};
 
     use super::*;
 
@@ -228,6 +239,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tombstone_without_a_word_on_its_state_keeps_it() {
+        let tombstone = encode(&header(Kind::Tombstone { delete: true }, 9, 8), None).unwrap();
+        assert_eq!(decode_header(&tombstone).unwrap().kind, Kind::Tombstone { delete: true });
+        let older = json(&tombstone).replace(r#","delete":true"#, "");
+        let read = decode_header(&framed(FORMAT, &older, b"")).unwrap();
+        assert_eq!(read.kind, Kind::Tombstone { delete: false }, "{older}");
+    }
+
+    #[test]
     fn a_newer_format_is_named() {
         assert_eq!(decode(&framed(2, "{}", b""), MAX), Err(RecordError::Format { found: 2 }));
     }
@@ -249,6 +269,28 @@ mod tests {
         let mut followed = pointing.to_vec();
         followed.push(0);
         assert!(decode(&followed, MAX).is_err());
+    }
+
+    #[test]
+    fn numbers_that_nobody_counted_to_are_refused() {
+        assert!(encode(&header(Kind::Claim, LAST, 8), None).is_ok());
+        for (sequence, epoch) in [(LAST + 1, 3), (u64::MAX, 3), (9, LAST + 1), (9, u64::MAX)] {
+            let header = Header { epoch: Epoch(epoch), ..header(Kind::Claim, sequence, 8) };
+            assert!(matches!(encode(&header, None), Err(RecordError::Corrupt(_))), "{sequence} {epoch}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_unpacks_to_more_than_it_says_is_refused_and_takes_no_room() {
+        let bomb = pack(&vec![0; 64 << 20], 1 << 30).unwrap();
+        assert!(bomb.stored.len() < 64 << 10, "it is small as it comes");
+        let says = |length| Packed { info: Info { length, ..bomb.info }, stored: bomb.stored.clone() };
+        for length in [0, 1, 1000, MAX] {
+            let bytes = encode(&header(Kind::Snapshot, 9, 9), Some(&says(length))).unwrap();
+            assert!(matches!(decode(&bytes, MAX), Err(RecordError::Corrupt(_))), "{length}");
+        }
+        let bytes = encode(&header(Kind::Snapshot, 9, 9), Some(&bomb)).unwrap();
+        assert!(matches!(decode(&bytes, MAX), Err(RecordError::TooLarge { .. })));
     }
 
     #[test]
@@ -281,6 +323,40 @@ mod tests {
             prop_assert!(bytes.len() as u64 <= max_record(body.len() as u64));
             prop_assert_eq!(decode_header(&bytes), Ok(header.clone()));
             prop_assert_eq!(decode(&bytes, MAX), Ok((header, bears.then_some(body.into()))));
+        }
+
+        #[test]
+        fn a_header_of_any_numbers_is_read_as_it_was_written_or_refused_both_ways(
+            numbers: [u64; 5], version: u32, delete: bool, pod in "\\PC{0,40}", which in 0..5usize,
+        ) {
+            let [sequence, epoch, nonce, state_at, generation] = numbers;
+            let writer = Writer { pod: PodUid(pod), generation: Generation(generation) };
+            let grant = Kind::Grant(Grantee { to: writer.clone(), handoff: HandoffId(nonce) });
+            let kind = [Kind::Claim, Kind::Snapshot, grant, Kind::Release, Kind::Tombstone { delete }][which].clone();
+            let (sequence, state_at) = (Sequence(sequence >> 1), Sequence(state_at >> 2));
+            let header = Header { sequence, epoch: Epoch(epoch), kind, writer, nonce, state_at, state_version: version };
+            if let Ok(bytes) = encode(&header, None) {
+                prop_assert_eq!(decode(&bytes, MAX), Ok((header.clone(), None)));
+                prop_assert_eq!(describe(&bytes), Ok((header, None)));
+            } else {
+                let json = serde_json::to_string(&header).unwrap();
+                prop_assert!(decode(&framed(FORMAT, &json, b""), MAX).is_err());
+            }
+        }
+
+        #[test]
+        fn a_header_that_somebody_changed_is_an_error_or_a_whole_record(
+            cut: Index, new in r#"[0-9a-z"{}:,\[\]-]{0,6}"#, kind in 0..3usize, body in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let kind = [Kind::Claim, Kind::Tombstone { delete: true }, Kind::Snapshot][kind].clone();
+            let whole = if kind == Kind::Snapshot { sample() } else { encode(&header(kind, 9, 8), None).unwrap() };
+            let mut json = json(&whole);
+            let at = cut.index(json.len());
+            json.replace_range(at..(at + new.len()).min(json.len()), &new);
+            if let Ok((header, state)) = decode(&framed(FORMAT, &json, &body), MAX) {
+                prop_assert_eq!(header.bears_state(), state.is_some());
+                prop_assert!(header.state_at <= header.sequence && header.sequence.0 <= LAST && header.epoch.0 <= LAST);
+            }
         }
 
         #[test]

@@ -1,6 +1,10 @@
 //! A store that speaks S3.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use aws_sdk_s3::{
@@ -11,6 +15,7 @@ use aws_sdk_s3::{
     },
     error::{ProvideErrorMetadata, SdkError},
     primitives::ByteStream,
+    types::Object,
 };
 use aws_smithy_http_client::{
     Builder,
@@ -23,7 +28,7 @@ use rustls::{
 };
 use tokio::time::timeout;
 
-use crate::objects::{Created, Objects, Part, StoreError};
+use crate::objects::{Created, Listed, Objects, Part, StoreError};
 
 /// For a small create, from the first byte sent to the answer. What is slower than this is better tried again.
 const CREATE: Duration = Duration::from_secs(3);
@@ -155,7 +160,7 @@ impl S3 {
         Ok(Some(bytes.freeze()))
     }
 
-    async fn keys(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn keys(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         let limit = limit.min(MAX_PAGE);
         let mut keys = Vec::new();
         let mut token = None;
@@ -167,7 +172,7 @@ impl S3 {
             let page = request.set_continuation_token(token).send().await.map_err(|error| self.error(&error))?;
             token = page.next_continuation_token().map(str::to_owned);
             let is_last = token.is_none() || page.is_truncated() != Some(true);
-            keys.extend(page.contents.unwrap_or_default().into_iter().filter_map(|object| object.key));
+            keys.extend(page.contents.unwrap_or_default().into_iter().filter_map(listed));
             if is_last {
                 break;
             }
@@ -197,7 +202,7 @@ impl Objects for S3 {
         bounded(allow(OTHER, limit(part)), self.read(key, part)).await
     }
 
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         bounded(OTHER, self.keys(prefix, start_after, limit)).await
     }
 
@@ -205,6 +210,11 @@ impl Objects for S3 {
         let request = self.retrying.delete_object().bucket(&self.bucket).key(key);
         bounded(OTHER, async { request.send().await.map(drop).map_err(|error| self.error(&error)) }).await
     }
+}
+
+fn listed(object: Object) -> Option<Listed> {
+    let modified = object.last_modified.and_then(|time| SystemTime::try_from(time).ok());
+    Some(Listed { key: object.key?, modified })
 }
 
 fn status<E>(error: &SdkError<E, HttpResponse>) -> Option<u16> {

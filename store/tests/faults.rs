@@ -14,7 +14,7 @@ use handoff::{
     log::{Authority, Kind},
 };
 use store::{
-    AppendError, Created, Memory, Objects, Part, ReadError, StoreError,
+    AppendError, Created, Listed, Memory, Objects, Part, ReadError, StoreError,
     memory::{Fault, Operation},
     probe::{Probe, probe},
     record::RecordError,
@@ -194,7 +194,7 @@ impl Objects for Slow {
         self.0.get(key, part).await
     }
 
-    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<String>, StoreError> {
+    async fn list(&self, prefix: &str, start_after: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         self.0.list(prefix, start_after, limit).await
     }
 

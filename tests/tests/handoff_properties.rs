@@ -27,7 +27,12 @@ fn state(revision: u64) -> State<u8> {
 }
 
 fn any_header() -> impl Strategy<Value = Header> {
-    let kind = prop_oneof![Just(Kind::Claim), Just(Kind::Snapshot), Just(Kind::Release), Just(Kind::Tombstone)];
+    let kind = prop_oneof![
+        Just(Kind::Claim),
+        Just(Kind::Snapshot),
+        Just(Kind::Release),
+        Just(Kind::Tombstone { delete: false })
+    ];
     (kind, 1..4u64, prop_oneof![Just("a"), Just("b"), Just("c")]).prop_map(|(kind, epoch, pod)| Header {
         sequence: Sequence(5),
         epoch: Epoch(epoch),

@@ -268,6 +268,8 @@ impl FromStr for Owner {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -281,6 +283,27 @@ mod tests {
         assert_eq!(owner.to_string().parse(), Ok(owner));
         for text in ["", "10.0.0.1:7070;7;p", "10.0.0.1;7;p;u", "10.0.0.1:7070;x;p;u"] {
             assert_eq!(text.parse::<Owner>(), Err(()), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_reads_as_an_owner_is_one(text in "[0-9.:\\[\\]a-f;]{0,40}", bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let header = HeaderValue::from_bytes(&bytes).ok();
+            for owner in [text.parse::<Owner>().ok(), header.as_ref().and_then(Owner::read)].into_iter().flatten() {
+                prop_assert_eq!(owner.to_string().parse(), Ok(owner));
+            }
+        }
+
+        #[test]
+        fn any_owner_is_written_and_read(ip: std::net::IpAddr, port: u16, epoch: u64, pod in "[^;]{0,40}", server in "\\PC{0,40}") {
+            let owner = Owner {
+                gateway: SocketAddr::new(ip, port),
+                epoch: Epoch(epoch),
+                pod: PodUid(pod),
+                server: ServerUid(server),
+            };
+            prop_assert_eq!(owner.to_string().parse(), Ok(owner));
         }
     }
 }

@@ -20,7 +20,14 @@ impl World {
     /// Tells of what became wrong with a server by this status.
     pub(super) fn server_alarm(&mut self, uid: &ServerUid, status: &crds::DurableServerStatus, now: Instant) {
         let Some(server) = self.servers.get(uid) else { return };
-        let Some((reason, message)) = alarms::of_server(&server.status.conditions, &status.conditions) else { return };
+        if let Some((reason, message)) = alarms::of_server(&server.status.conditions, &status.conditions) {
+            self.alarm(uid, reason, message, now);
+        }
+    }
+
+    /// Tells of one server, or of its pool if there are many like it.
+    pub(super) fn alarm(&mut self, uid: &ServerUid, reason: &'static str, message: &str, now: Instant) {
+        let Some(server) = self.servers.get(uid) else { return };
         let key = Key::new(server.id.namespace.clone(), server.id.name.clone());
         let (pool, id) = (server.pool.clone(), server.id.uid.0.clone());
         match self.budget.take(Kind::Server, &pool, reason, now) {

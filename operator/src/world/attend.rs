@@ -1,4 +1,4 @@
-//! Servers that nobody holds are assigned; deleted ones are ended.
+//! Servers that nobody holds are assigned.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -8,21 +8,17 @@ use handoff::{
     claim::Supersedes,
     placement::{Ineligible, Need, PodFacts, choose},
 };
-use wire::session::{Assign, Stop, to_agent};
+use wire::session::to_agent;
 
-use super::{Server, World, cluster::Cluster, sessions::server_ref};
+use super::{Server, World, cluster::Cluster};
 use crate::{
     metrics::METRICS,
     model::{Effect, Key},
-    ownership::{Next, Outstanding, Standing, To, Trouble},
+    ownership::{Next, Standing, To, Trouble},
 };
 
-/// Keeps a server's resource until its log is ended.
-pub const FINALIZER: &str = "durableserver.io/owned";
 /// An unanswered assignment takes one of its pod's turns for so long.
 const TURN: Duration = Duration::from_secs(5);
-/// A stop that was not answered is sent again after this time.
-const STOP_AGAIN: Duration = Duration::from_secs(10);
 
 /// Where servers of one pool may go in this pass.
 struct Places {
@@ -102,7 +98,8 @@ impl World {
     fn attend_server(&mut self, uid: &ServerUid, places: &mut Places, now: Instant) -> Attended {
         let Some(server) = self.servers.get(uid) else { return Attended::Done };
         if server.deleting {
-            return self.bury(uid, now);
+            self.bury(uid, now);
+            return Attended::Wait;
         }
         match server.ownership.next(now, |pod| self.cluster.view(pod)) {
             Next::Nothing => Attended::Done,
@@ -192,78 +189,13 @@ impl World {
 
     fn assign(&mut self, uid: &ServerUid, pod: &PodUid, supersedes: Option<Supersedes>, now: Instant) {
         let Some(session) = self.cluster.sessions.get(pod).map(|session| session.id) else { return };
-        self.assignment += 1;
-        let id = self.assignment;
-        self.change(uid, now, |ownership| ownership.assigned(Outstanding { id, to: pod.clone(), since: now }));
+        let Some(assign) = self.make_assign(uid, pod, supersedes, now) else { return };
         let Some(server) = self.servers.get_mut(uid) else { return };
         server.unplaced = None;
-        let supersedes = supersedes.unwrap_or_default();
         METRICS.assignments.with_label_values(&["sent"]).inc();
-        tracing::debug!(server = %server.id, %pod, assignment = id, superseded = %supersedes.epoch, "assign");
-        self.effects.push(Effect::Send(
-            session,
-            to_agent::Body::Assign(Assign {
-                assignment: id,
-                server: Some(server_ref(&server.id)),
-                spec_json: server.spec_json.clone(),
-                superseded_epoch: supersedes.epoch.0,
-                superseded_pod_uid: supersedes.owner.0,
-                superseded_grantee_uid: supersedes.grantee.unwrap_or_default().0,
-                hint: server.sequence,
-            }),
-        ));
-    }
-
-    /// Ends a deleted server's log, if somebody holds it, and lets its resource go.
-    fn bury(&mut self, uid: &ServerUid, now: Instant) -> Attended {
-        let Some(server) = self.servers.get(uid) else { return Attended::Done };
-        let ownership = &server.ownership;
-        let may_hold = |pod: &PodUid| {
-            let view = self.cluster.view(pod);
-            view.session || (view.exists && !view.over)
-        };
-        if ownership.outstanding.as_ref().is_some_and(|outstanding| may_hold(&outstanding.to)) {
-            return Attended::Wait;
-        }
-        let owner = ownership.owner.clone();
-        match ownership.standing {
-            Standing::Held => {
-                self.stop_for_good(uid, now);
-                return Attended::Wait;
-            }
-            Standing::Unheard if now < ownership.not_before => return Attended::Wait,
-            Standing::Unheard if owner.is_some_and(|owner| may_hold(&owner) && !self.cluster.view(&owner).session) => {
-                return Attended::Wait;
-            }
-            _ => {}
-        }
-        if server.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
-            let mut finalizers = server.finalizers.clone();
-            finalizers.retain(|finalizer| finalizer != FINALIZER);
-            self.set_finalizers(uid, &finalizers);
-        }
-        Attended::Wait
-    }
-
-    fn stop_for_good(&mut self, uid: &ServerUid, now: Instant) {
-        let Some(server) = self.servers.get_mut(uid) else { return };
-        let owner = server.ownership.owner.as_ref();
-        let Some(session) = owner.and_then(|owner| self.cluster.sessions.get(owner)).map(|session| session.id) else {
-            return;
-        };
-        if server.stop_sent.is_some_and(|(to, at)| to == session && now - at < STOP_AGAIN) {
-            return;
-        }
-        server.stop_sent = Some((session, now));
-        self.effects.push(Effect::Send(
-            session,
-            to_agent::Body::Stop(Stop {
-                server: Some(server_ref(&server.id)),
-                epoch: server.ownership.epoch.0,
-                tombstone: true,
-                reason: "its resource is deleted".into(),
-            }),
-        ));
+        let (assignment, superseded) = (assign.assignment, assign.superseded_epoch);
+        tracing::debug!(server = %server.id, %pod, assignment, superseded, "assign");
+        self.effects.push(Effect::Send(session, to_agent::Body::Assign(assign)));
     }
 }
 

@@ -2,12 +2,13 @@
 //! carry out. Nothing here waits, and nothing here talks to anybody.
 //!
 //! ```text
-//!  events ──► objects, sessions ──► (what changed is marked) ──► attend: ownership, placement ──► effects
+//!  events ──► objects, sessions ──► (what changed is marked) ──► attend, bury: ownership, placement ──► effects
 //!                                                           └──► report: plans, directory, status, drains
 //! ```
 
 mod alarms;
 mod attend;
+mod bury;
 mod cluster;
 mod index;
 mod look;
@@ -24,7 +25,7 @@ use std::{
 use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, settings};
 use handoff::{Instant, PodUid, ServerId, ServerUid};
 
-pub use attend::FINALIZER;
+pub use bury::{Deletion, FINALIZER};
 pub use cluster::{Cluster, PodEntry, Session};
 pub use report::POD_UID_LABEL;
 
@@ -85,6 +86,8 @@ pub struct Server {
     pub written: Option<Instant>,
     /// The session that was told to stop it for good, and when.
     pub stop_sent: Option<(SessionId, Instant)>,
+    /// How far its deletion is.
+    pub deletion: Deletion,
 }
 
 /// One pool: its resource, and what is marked to be done.

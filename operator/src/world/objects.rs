@@ -4,9 +4,9 @@ use crds::{Phase, settings};
 use handoff::{Epoch, Instant, PodUid, ServerUid};
 use jiff::Timestamp;
 use serde_json::json;
-use wire::session::{Settings, Stop, to_agent};
+use wire::session::{Settings, to_agent};
 
-use super::{PodEntry, Server, World};
+use super::{PodEntry, Server, World, bury::Deletion};
 use crate::{
     model::{Effect, Key, Kind, Malformed, Note, Now, Pod, PoolObject, Refusal, ReplicaSet, ServerObject, What, Write},
     ownership::Ownership,
@@ -111,6 +111,7 @@ impl World {
             status,
             written: None,
             stop_sent: None,
+            deletion: Deletion::default(),
             id: id.clone(),
         };
         self.servers.insert(uid.clone(), server);
@@ -154,11 +155,11 @@ impl World {
     /// The finalizer gives us the time to end the server's log before its resource is gone.
     fn protect(&mut self, uid: &ServerUid) {
         let Some(server) = self.servers.get(uid) else { return };
-        if server.deleting || server.finalizers.iter().any(|finalizer| finalizer == super::attend::FINALIZER) {
+        if server.deleting || server.finalizers.iter().any(|finalizer| finalizer == super::FINALIZER) {
             return;
         }
         let mut finalizers = server.finalizers.clone();
-        finalizers.push(super::attend::FINALIZER.into());
+        finalizers.push(super::FINALIZER.into());
         self.set_finalizers(uid, &finalizers);
     }
 
@@ -175,13 +176,7 @@ impl World {
         let owner = server.ownership.owner.clone().and_then(|owner| self.cluster.sessions.get_mut(&owner));
         if let Some(session) = owner.filter(|session| session.held.contains_key(uid)) {
             session.strays.insert(uid.clone(), now);
-            let stop = Stop {
-                server: Some(super::sessions::server_ref(&server.id)),
-                epoch: server.ownership.epoch.0,
-                tombstone: true,
-                reason: "its resource is deleted".into(),
-            };
-            self.effects.push(Effect::Send(session.id, to_agent::Body::Stop(stop)));
+            self.effects.push(super::bury::last_stop(server, session.id));
         }
         self.unindex(uid, now);
     }

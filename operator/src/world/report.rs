@@ -262,8 +262,8 @@ impl World {
                 let stop = Stop {
                     server: held.server.clone(),
                     epoch: held.epoch,
-                    tombstone: false,
                     reason: "it has no resource".into(),
+                    ..Stop::default()
                 };
                 self.effects.push(Effect::Send(session.id, to_agent::Body::Stop(stop)));
             }

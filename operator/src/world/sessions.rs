@@ -209,7 +209,7 @@ impl World {
         let newest = self.servers.get(uid).map(|server| server.ownership.epoch).unwrap_or_default();
         tracing::warn!(server = reference.name, %epoch, %newest, "a pod holds a server in an old epoch");
         let reason = format!("epoch {newest} of it is owned by another pod");
-        let stop = Stop { server: Some(reference), epoch: epoch.0, tombstone: false, reason };
+        let stop = Stop { server: Some(reference), epoch: epoch.0, reason, ..Stop::default() };
         self.effects.push(Effect::Send(id, to_agent::Body::Stop(stop)));
     }
 
@@ -234,6 +234,7 @@ impl World {
         if let Some(server) = self.servers.get_mut(&uid) {
             server.state_version = Some(gone.state_version).filter(|v| *v > 0).or(server.state_version);
             server.sequence = server.sequence.max(gone.sequence);
+            server.deletion.closed |= gone.tombstone;
             if draining && how == How::Released {
                 server.last_handoff = Some(LastHandoff {
                     from,
@@ -259,7 +260,10 @@ impl World {
             message = clip(&failed.message, MAX_TEXT),
             "assignment failed"
         );
-        self.change(&uid, now, |ownership| ownership.failed(pod, failed.assignment, failure, now, rand::random()));
+        let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, rand::random()));
+        if let Some(server) = self.servers.get_mut(&uid).filter(|_| ours == Some(true)) {
+            server.deletion.closed |= failed.why() == Why::Deleted;
+        }
     }
 
     fn moved(&mut self, pod: &PodUid, moved: &Moved, now: Now) {
@@ -346,6 +350,11 @@ fn failure(pod: &PodUid, failed: &AssignFailed) -> Failure {
                 "its log cannot be read, or lacks what was written, and it is not started from an older state by itself: \
                  {message}. Restore the object in the store; it is tried again every minute"
             ),
+            fatal: true,
+        }),
+        Why::Undecided => Failure::Everywhere(Trouble {
+            reason: "RestoreUndecided",
+            message: format!("{message}. It is tried again every minute"),
             fatal: true,
         }),
         Why::Deleted => Failure::Everywhere(Trouble {

@@ -1,6 +1,7 @@
 //! Pods in, pods or sentences out, and the same over HTTPS.
 
 mod endpoint;
+mod noise;
 mod refusals;
 
 use serde_json::{Value, json};

@@ -1,7 +1,9 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
+mod deleting;
 mod look;
 mod misfortune;
+mod noise;
 mod placing;
 mod telling;
 
@@ -127,7 +129,7 @@ impl Story {
             generation: 1,
             resource_version: "1".into(),
             deleting: false,
-            finalizers: vec![attend::FINALIZER.into()],
+            finalizers: vec![FINALIZER.into()],
             spec: serde_json::from_value(json!({ "pool": "rooms", "type": "room" })).unwrap(),
             status: serde_json::from_value(status).unwrap(),
         };

@@ -148,49 +148,6 @@ fn the_lower_of_two_owners_is_stopped() {
 }
 
 #[test]
-fn a_deleted_server_is_stopped_for_good_before_its_resource_goes() {
-    let mut story = Story::with_pods(&[1]);
-    story.server(1, json!({}));
-    story.says(1, from_agent::Body::Held(held(1, 1)));
-    story.take(1);
-    let deleted = |object: &mut ServerObject| {
-        object.deleting = true;
-        object.resource_version = "2".into();
-    };
-    story.server_with(1, json!({}), deleted);
-    assert!(
-        story
-            .take(1)
-            .iter()
-            .any(|body| matches!(body, to_agent::Body::Stop(stop) if stop.tombstone && stop.epoch == 1))
-    );
-    let finalizers = |story: &Story| {
-        let metadata = story.writes.iter().filter(|write| matches!(write.what, What::Metadata(_)));
-        metadata.count()
-    };
-    assert_eq!(finalizers(&story), 0);
-    story.says(1, gone(1, 1, How::Released));
-    assert_eq!(finalizers(&story), 1);
-    story.pass(2_000);
-    assert_eq!(finalizers(&story), 1, "asked for once");
-    assert_eq!(story.assigns(), []);
-}
-
-#[test]
-fn a_server_that_nobody_holds_goes_at_once_and_a_new_one_gets_its_finalizer() {
-    let mut story = Story::with_pods(&[]);
-    story.server_with(1, json!({}), |object| object.finalizers.clear());
-    assert!(matches!(&story.writes[..], [Write { what: What::Metadata(body), .. }]
-        if body["metadata"]["finalizers"] == json!([attend::FINALIZER])));
-    story.server_with(1, json!({}), |object| {
-        object.deleting = true;
-        object.resource_version = "2".into();
-    });
-    let last = story.writes.iter().rev().find(|write| matches!(write.what, What::Metadata(_)));
-    assert!(matches!(&last.unwrap().what, What::Metadata(body) if body["metadata"]["finalizers"] == json!([])));
-}
-
-#[test]
 fn released_servers_start_elsewhere_unless_they_are_not_permanent_or_cordoned() {
     for (spec, again) in
         [(json!({}), true), (json!({ "permanent": false }), false), (json!({ "cordoned": true }), false)]
