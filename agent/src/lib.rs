@@ -6,6 +6,7 @@
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
 //!  sync, cleanup                                         snapshots of what changed; old records
 //!  gateway, routes                                       users' requests, wherever the server is
+//!  credentials                                           who this agent is to its peers: key, certificate, TLS
 //!  host                                                  client of the host contract
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  agent                                                 what all of them share
@@ -16,6 +17,7 @@ pub mod check_host;
 pub mod cleanup;
 pub mod config;
 pub mod connections;
+pub mod credentials;
 pub mod dial;
 pub mod draining;
 pub mod gateway;
