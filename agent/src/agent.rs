@@ -21,8 +21,8 @@ use tokio::{
 use wire::session::{FromAgent, from_agent};
 
 use crate::{
-    config::Config, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics, problem::Problem,
-    routes::Routes, servers::Servers,
+    config::Config, credentials::Credentials, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics,
+    problem::Problem, routes::Routes, servers::Servers,
 };
 
 /// How long a control call to the host may take where no setting says otherwise. The contract's calls work in memory.
@@ -172,6 +172,8 @@ pub struct Agent {
     pub plan: watch::Sender<Option<StandingPlan>>,
     /// The drain of this pod.
     pub draining: Draining,
+    /// Who this agent is to its peers.
+    pub credentials: Arc<Credentials>,
     /// Connections to peers.
     pub peers: crate::peer::Peers,
     /// Where servers went from here, until other gateways are told.
@@ -191,7 +193,14 @@ pub struct Agent {
 impl Agent {
     /// An agent that has not begun anything.
     #[must_use]
-    pub fn new(config: Config, routes: Routes, gateway: Gateway, host: HostClient, metrics: Metrics) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        credentials: Arc<Credentials>,
+        routes: Routes,
+        gateway: Gateway,
+        host: HostClient,
+        metrics: Metrics,
+    ) -> Arc<Self> {
         let me = Writer { pod: PodUid(config.pod_uid.clone()), generation: Generation(rand::random()) };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
@@ -216,7 +225,8 @@ impl Agent {
             operator: Operator::default(),
             plan: watch::Sender::new(None),
             draining: Draining::default(),
-            peers: crate::peer::Peers::default(),
+            peers: crate::peer::Peers::new(credentials.clone()),
+            credentials,
             news: crate::news::News::default(),
             store_counts: Arc::default(),
             freezes: Arc::new(Semaphore::new((cores / 2).max(1))),

@@ -201,6 +201,8 @@ impl Giving {
         };
         let first = peer::FromSource { handoff: self.id.0, body: Some(from_source::Body::Offer(offer)) };
         let (agent, target, id, inputs) = (self.agent.clone(), self.target.clone(), self.id, self.inputs.clone());
+        let (gateway, address, pod) = (agent.gateway.clone(), target.gateway, target.pod.clone());
+        tokio::spawn(async move { gateway.make_ahead(address, &pod).await });
         tokio::spawn(async move {
             read_stream(&agent, &target, id, first, receiver, &inputs).await;
             let _ = inputs.send(Input::Event(Event::PeerLost));
@@ -430,7 +432,7 @@ async fn read_stream(
 ) {
     use tokio_stream::{StreamExt, wrappers::ReceiverStream};
     let outbound = tokio_stream::once(first).chain(ReceiverStream::new(rest));
-    let mut client = agent.peers.client(target.peer, agent.max_message());
+    let mut client = agent.peers.client(target, agent.max_message());
     let mut answers = match client.handoff(outbound).await {
         Ok(answers) => answers.into_inner(),
         Err(status) => {

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
+use listen::{accept, http::Keep};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::Agent,
@@ -20,6 +23,12 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .with_state(agent)
 }
 
+/// Serves them until the process ends.
+pub async fn serve(agent: Arc<Agent>, listener: TcpListener) {
+    let connections = accept::plain(listener, listen::http::newcomers("hooks"));
+    listen::http::serve(connections, router(agent), Keep::One, CancellationToken::new()).await;
+}
+
 /// Ready means: can host. It stays so while operator or store are away, since servers here go on (see the design, 7).
 async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
     match readiness(&agent) {
@@ -30,6 +39,9 @@ async fn ready(State(agent): State<Arc<Agent>>) -> (StatusCode, String) {
 
 fn readiness(agent: &Arc<Agent>) -> Result<(), String> {
     agent.pool()?;
+    if !agent.credentials.is_known() {
+        return Err("the operator has not given this agent a certificate for its peers yet".into());
+    }
     if !agent.routes.is_complete() {
         return Err("the directory of servers has not come yet".into());
     }

@@ -6,6 +6,7 @@
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
 //!  sync, cleanup                                         snapshots of what changed; old records, and logs of deleted servers
 //!  gateway, routes, news                                 users' requests, wherever the server is
+//!  credentials                                           who this agent is to its peers: key, certificate, TLS
 //!  host                                                  client of the host contract
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  store_tool                                            logs by hand; not part of a running agent
@@ -18,6 +19,7 @@ pub mod check_host;
 pub mod cleanup;
 pub mod config;
 pub mod connections;
+pub mod credentials;
 pub mod dial;
 pub mod draining;
 pub mod gateway;

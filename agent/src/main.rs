@@ -6,6 +6,7 @@ use agent::{
     agent::Agent,
     check_host, cleanup,
     config::{Config, GRACE_MARGIN},
+    credentials::Credentials,
     draining::{self, ENDPOINTS_CHANGE, Trigger},
     gateway::{Gateway, Identity, Limits},
     hooks,
@@ -24,6 +25,7 @@ use tokio::{
     task::JoinHandle,
     time::{self, Instant},
 };
+use wire::identity::PodIdentity;
 
 /// The largest state until the pool's settings say otherwise, bytes.
 const MAX_STATE: u64 = 64 << 20;
@@ -84,8 +86,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
         pod_uid: PodUid(config.pod_uid.clone()),
         address: SocketAddr::new(config.pod_ip, config.gateway_port),
     };
-    let gateway = Gateway::new(identity, Limits::default(), routes.clone(), host.clone(), metrics.clone());
-    let agent = Agent::new(config, routes, gateway, host, metrics);
+    let credentials = Credentials::new(PodIdentity {
+        namespace: config.namespace.clone(),
+        pool: config.pool.clone(),
+        pod_uid: PodUid(config.pod_uid.clone()),
+    })?;
+    let gateway =
+        Gateway::new(identity, Limits::default(), credentials.clone(), routes.clone(), host.clone(), metrics.clone());
+    let agent = Agent::new(config, credentials, routes, gateway, host, metrics);
     // The volume outlives containers: an earlier run of this agent left its socket there.
     let is_first_run = !agent.config.agent_socket().exists();
     let gateway = listen(&agent)?;
@@ -114,7 +122,7 @@ fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
     let peers = bind(config.peer_port)?;
     tokio::spawn(peer::serve(agent.clone(), peers));
     let hooks = bind(config.hook_port)?;
-    tokio::spawn(axum::serve(hooks, hooks::router(agent.clone())).into_future());
+    tokio::spawn(hooks::serve(agent.clone(), hooks));
     let socket = bind_socket(&config.agent_socket())?;
     tokio::spawn(axum::serve(socket, socket::router(agent.clone())).into_future());
     Ok(served)

@@ -60,7 +60,7 @@ pub async fn spread(agent: &Arc<Agent>) {
 }
 
 async fn tell(agent: Arc<Agent>, target: Target, news: peer::News) {
-    let mut client = agent.peers.client(target.peer, agent.max_message());
+    let mut client = agent.peers.client(&target, agent.max_message());
     match tokio::time::timeout(PATIENCE, client.tell(news)).await {
         Ok(Ok(_)) => {}
         Ok(Err(status)) => tracing::debug!(to = %target.name, %status, "a gateway was not told where servers went"),

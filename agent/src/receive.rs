@@ -25,6 +25,7 @@ use crate::{
     agent::{APPEND, Agent, HOST_CALL, Pool, State},
     host::{Mode, StartCall},
     peer::{final_from_wire, state_from_wire},
+    routes::Found,
     servers::{Phase, Server, next_sync},
 };
 
@@ -220,6 +221,9 @@ fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>),
     if offer.namespace != agent.config.namespace || offer.name.is_empty() || offer.uid.is_empty() || offer.epoch == 0 {
         return Err("the offer does not name a server of this namespace and its epoch".into());
     }
+    if is_over(agent, offer) {
+        return Err("the offer is of an epoch that is over: its server has been handed on since".into());
+    }
     if agent.draining.is_draining() {
         return Err("this pod is draining".into());
     }
@@ -232,6 +236,14 @@ fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>),
     let server = Server::new(agent, &pool, id, offer.spec_json.clone(), Epoch(offer.epoch).handed_off())?;
     agent.can_load(&server.spec.type_, Some(offer.state_version))?;
     Ok((pool, server))
+}
+
+/// An owner of a later epoch is known, so nobody has this one to give: the offer is an old one, said again.
+fn is_over(agent: &Agent, offer: &peer::Offer) -> bool {
+    match agent.routes.find(&offer.name) {
+        Found::Known(route) => route.uid.0 == offer.uid && route.epoch > Epoch(offer.epoch),
+        Found::Unknown | Found::NotYet => false,
+    }
 }
 
 async fn read(mut incoming: Streaming<peer::FromSource>, id: HandoffId, events: mpsc::UnboundedSender<Event<Bytes>>) {

@@ -23,6 +23,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// Of the status message; the operator judges a session by the connection's own keep-alive.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
+/// Pods of a plan to which connections are made ahead.
+const AHEAD: usize = 64;
+
 /// The largest message from the operator: a chunk of the directory is far below it.
 const MAX_MESSAGE: usize = 4 << 20;
 
@@ -63,6 +66,7 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
     if let Some(report) = agent.draining.report() {
         agent.operator.tell(from_agent::Body::Drain(report));
     }
+    let opened = Instant::now();
     let mut status = time::interval(STATUS_EVERY);
     let mut directory = Vec::new();
     loop {
@@ -71,7 +75,12 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
                 Some(order) => obey(agent, order, &mut directory)?,
                 None => return Ok(()),
             },
-            _ = status.tick() => tell_status(agent),
+            _ = status.tick() => {
+                tell_status(agent);
+                if let Some(request) = agent.credentials.to_ask(opened) {
+                    agent.operator.tell(from_agent::Body::Certificate(request));
+                }
+            }
         }
     }
 }
@@ -123,6 +132,9 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             if welcome.protocol.abs_diff(wire::PROTOCOL) > 1 {
                 bail!("the operator speaks protocol {}, this agent {}", welcome.protocol, wire::PROTOCOL);
             }
+            if welcome.pod_uid != agent.me.pod.0 {
+                bail!("the token {} is of another pod, {}", agent.config.token.display(), welcome.pod_uid);
+            }
             tracing::info!(cluster = welcome.cluster_id, "session open");
             if let Some(settings) = welcome.settings {
                 store_setup::settings(agent, &settings, Some(welcome.cluster_id));
@@ -131,7 +143,9 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
         Some(to_agent::Body::Settings(settings)) => store_setup::settings(agent, &settings, None),
         Some(to_agent::Body::Assign(assign)) => crate::start::assigned(agent, assign),
         Some(to_agent::Body::Plan(plan)) => {
-            agent.plan.send_replace(Some(standing_plan(plan)));
+            let plan = standing_plan(plan);
+            make_ahead(agent, &plan);
+            agent.plan.send_replace(Some(plan));
         }
         Some(to_agent::Body::Drain(order)) => {
             tracing::info!(reason = order.reason, "the operator orders a drain");
@@ -140,6 +154,10 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
         Some(to_agent::Body::Directory(update)) => apply_directory(agent, update, chunks),
         Some(to_agent::Body::Bury(order)) => crate::bury::ordered(agent, order),
         Some(to_agent::Body::Stop(stop)) => crate::release::ordered(agent, stop),
+        Some(to_agent::Body::Certificate(issued)) => match agent.credentials.install(&issued) {
+            Ok(()) => tracing::info!("a new certificate for peers is in use"),
+            Err(problem) => tracing::warn!(%problem, "no new certificate for peers"),
+        },
         Some(to_agent::Body::DrainSeen(_)) => agent.draining.was_seen(),
         None => {}
     }
@@ -174,6 +192,14 @@ fn apply_directory(agent: &Arc<Agent>, update: session::Directory, chunks: &mut 
             entries,
             removed: update.removed,
         });
+    }
+}
+
+/// Makes the connections on which requests will follow servers to these pods: TLS handshakes are nothing to wait for then.
+fn make_ahead(agent: &Arc<Agent>, plan: &StandingPlan) {
+    for target in plan.targets.values().take(AHEAD) {
+        let (gateway, address, pod) = (agent.gateway.clone(), target.gateway, target.pod.clone());
+        tokio::spawn(async move { gateway.make_ahead(address, &pod).await });
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod support;
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -33,6 +35,9 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use support::OPERATOR;
 
 /// Long enough for a request to reach its place when it is not to be answered yet.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -99,8 +104,9 @@ impl Pod {
         let routes = Routes::new(PodUid(name.into()));
         let metrics = Metrics::new().unwrap();
         let identity = Identity { pod: name.into(), pod_uid: PodUid(name.into()), address };
-        let gateway =
-            Gateway::new(identity, limits, routes.clone(), HostClient::new(&socket, 1 << 20), metrics.clone());
+        let credentials = OPERATOR.credentials(&support::pod(name));
+        let host_client = HostClient::new(&socket, 1 << 20);
+        let gateway = Gateway::new(identity, limits, credentials, routes.clone(), host_client, metrics.clone());
         let serving = gateway.clone();
         let served = tokio::spawn(async move { serving.serve(listener).await });
         Self { name, address, routes, gateway, served, host, metrics, _dir: dir }
@@ -161,6 +167,14 @@ fn room() -> ServerId {
 
 fn directory(entries: Vec<DirectoryEntry>) -> DirectoryUpdate {
     DirectoryUpdate { version: 1, complete: true, entries, removed: Vec::new() }
+}
+
+/// A connection to this pod's gateway, on which a request has begun to come.
+async fn begun(pod: &str, listener: &TcpListener) -> TlsStream<TcpStream> {
+    let acceptor = TlsAcceptor::from(OPERATOR.credentials(&support::pod(pod)).server_config());
+    let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+    assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+    stream
 }
 
 fn brief() -> Limits {
@@ -247,9 +261,7 @@ async fn a_request_that_may_have_been_processed_is_not_sent_twice() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     a.routes.set_there("lobby", &room().uid, Epoch(3), PodUid("b".into()), listener.local_addr().unwrap());
     let asked = tokio::spawn(ask(Request::post(url(a.address, "/lobby/x"))));
-    let (mut stream, _) = listener.accept().await.unwrap();
-    assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
-    drop(stream);
+    drop(begun("b", &listener).await);
     let (status, _, body) = asked.await.unwrap();
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert!(body.contains("may have been processed"), "{body}");
@@ -262,8 +274,7 @@ async fn a_safe_request_is_sent_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     a.routes.set_there("lobby", &room().uid, Epoch(3), PodUid("x".into()), listener.local_addr().unwrap());
     let asked = tokio::spawn(ask(Request::get(url(a.address, "/lobby/x"))));
-    let (mut stream, _) = listener.accept().await.unwrap();
-    assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+    let stream = begun("x", &listener).await;
     b.routes.set_here(&room(), Epoch(4));
     a.points_at(&b, 4);
     drop(stream);

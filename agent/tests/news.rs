@@ -2,35 +2,48 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod support;
+
 use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use agent::{
     agent::{Agent, StandingPlan, Target},
     config::Config,
+    credentials::Credentials,
     gateway::{Gateway, Identity, Limits},
     host::HostClient,
     metrics::Metrics,
-    news, peer,
+    news,
+    peer::{self, Peers},
     routes::{DirectoryEntry, DirectoryUpdate, Found, Route, Routes, Way},
 };
 use clap::Parser;
 use handoff::{Epoch, PodUid, ServerId, ServerUid, drain::Plan};
 use tokio::net::TcpListener;
+use tonic::{Code, Status, transport::Endpoint};
+use wire::{
+    identity::PodIdentity,
+    peer::{News, Place, peer_client::PeerClient},
+};
 
-fn agent(pod: &str) -> Arc<Agent> {
-    let needed = ["--pod", pod, "--namespace", "n", "--pod-uid", pod, "--pod-ip", "127.0.0.1", "--pool", "p"];
+use support::{Authority, OPERATOR, pod};
+
+fn agent(uid: &str) -> Arc<Agent> {
+    let needed = ["--pod", uid, "--namespace", "ns", "--pod-uid", uid, "--pod-ip", "127.0.0.1", "--pool", "rooms"];
     let config =
         Config::parse_from(["durable-agent"].iter().chain(&needed).chain(&["--operator", "https://127.0.0.1:1"]));
-    let (routes, metrics) = (Routes::new(PodUid(pod.into())), Metrics::new().unwrap());
+    let (routes, metrics) = (Routes::new(PodUid(uid.into())), Metrics::new().unwrap());
     let host = HostClient::new("/nonexistent".as_ref(), 1 << 20);
     let address = "127.0.0.1:7070".parse().unwrap();
-    let identity = Identity { pod: pod.into(), pod_uid: PodUid(pod.into()), address };
-    let gateway = Gateway::new(identity, Limits::default(), routes.clone(), host.clone(), metrics.clone());
-    Agent::new(config, routes, gateway, host, metrics)
+    let identity = Identity { pod: uid.into(), pod_uid: PodUid(uid.into()), address };
+    let credentials = OPERATOR.credentials(&pod(uid));
+    let (limits, shown) = (Limits::default(), credentials.clone());
+    let gateway = Gateway::new(identity, limits, shown, routes.clone(), host.clone(), metrics.clone());
+    Agent::new(config, credentials, routes, gateway, host, metrics)
 }
 
 fn room(name: &str) -> ServerId {
-    ServerId { namespace: "n".into(), name: name.into(), uid: ServerUid(format!("uid-{name}")) }
+    ServerId { namespace: "ns".into(), name: name.into(), uid: ServerUid(format!("uid-{name}")) }
 }
 
 /// The operator's last word: the emptied pod has them all.
@@ -64,6 +77,23 @@ fn target(pod: &str, peer: SocketAddr) -> Target {
     Target { pod: PodUid(pod.into()), name: pod.into(), peer, gateway: "10.0.0.2:7070".parse().unwrap() }
 }
 
+/// The news that `known` went elsewhere.
+fn news_for(uid: &str) -> News {
+    let place = Place {
+        name: "known".into(),
+        uid: room("known").uid.0,
+        epoch: 2,
+        pod_uid: "took".into(),
+        gateway_address: "10.0.0.2:7070".into(),
+    };
+    News { target_pod_uid: uid.into(), places: vec![place] }
+}
+
+/// What the pod `other` answers to it.
+async fn tell(from: Arc<Credentials>, address: SocketAddr, news: News) -> Result<(), Status> {
+    Peers::new(from).client(&target("other", address), 1 << 20).tell(news).await.map(drop)
+}
+
 fn plan(agent: &Agent, targets: &[Target]) {
     let targets: HashMap<_, _> = targets.iter().map(|target| (target.pod.clone(), target.clone())).collect();
     agent.plan.send_replace(Some(StandingPlan { plan: Plan::default(), targets, at: tokio::time::Instant::now() }));
@@ -93,6 +123,9 @@ async fn news_for_another_pod_or_of_unknown_servers_change_nothing() {
     directory(&other, &["known".into()]);
     let before = way(&other, "known");
     let address = listening(&other).await;
+    let for_another = tell(OPERATOR.credentials(&pod("emptied")), address, news_for("had this address before")).await;
+    assert_eq!(for_another.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(way(&other, "known"), before);
     plan(&emptied, &[target("had this address before", address)]);
     emptied.news.moved(&room("known"), Epoch(2), &target("took", address));
     news::spread(&emptied).await;
@@ -102,4 +135,23 @@ async fn news_for_another_pod_or_of_unknown_servers_change_nothing() {
     emptied.news.moved(&room("unknown"), Epoch(2), &target("took", address));
     news::spread(&emptied).await;
     assert_eq!(way(&other, "unknown"), None);
+}
+
+#[tokio::test]
+async fn only_a_pod_of_the_pool_is_believed() {
+    let other = agent("other");
+    directory(&other, &["known".into()]);
+    let before = way(&other, "known");
+    let address = listening(&other).await;
+    let elsewhere = OPERATOR.credentials(&PodIdentity { pool: "games".into(), ..pod("emptied") });
+    let of_another_operator = Authority::new().credentials(&pod("emptied"));
+    for (stranger, why) in [(elsewhere, "another pool"), (of_another_operator, "another operator")] {
+        assert!(tell(stranger, address, news_for("other")).await.is_err(), "{why}");
+    }
+    let plain = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    assert!(PeerClient::connect(plain).await.unwrap().tell(news_for("other")).await.is_err(), "without TLS");
+    assert_eq!(way(&other, "known"), before);
+
+    tell(OPERATOR.credentials(&pod("emptied")), address, news_for("other")).await.unwrap();
+    assert_ne!(way(&other, "known"), before);
 }

@@ -40,6 +40,10 @@ pub struct Args {
     /// Who makes them.
     #[arg(long, env = "TLS_MAKER", value_enum, default_value = "operator")]
     pub tls_maker: TlsMaker,
+    /// Secret of this namespace for the authority of the agents' certificates, which this operator makes in any case.
+    /// Without one it is that of its own certificates.
+    #[arg(long, env = "PEER_SECRET", required_if_eq("tls_maker", "other"))]
+    pub peer_secret: Option<String>,
     /// DNS names that they are for.
     #[arg(long, env = "TLS_NAMES", value_delimiter = ',')]
     pub tls_names: Vec<String>,
@@ -109,12 +113,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_webhook_needs_to_know_what_to_put_into_pods() {
+    fn what_needs_something_else_says_so() {
         let parse = |more: &[&str]| Args::try_parse_from(["durable-operator"].iter().chain(more));
         assert!(parse(&[]).is_ok_and(|args| args.webhook.webhook_configuration.is_none()));
         assert!(parse(&["--webhook-configuration", "w", "--agent-operator", "http://o:9443"]).is_err());
         let all = ["--webhook-configuration", "w", "--agent-operator", "http://o:9443", "--agent-image", "agent"];
         assert!(parse(&all).is_ok());
+        assert!(parse(&["--tls-maker", "other"]).is_err(), "nobody else signs the agents' certificates");
+        assert!(parse(&["--tls-maker", "other", "--peer-secret", "s"]).is_ok());
         assert!(parse(&["--agent-resources", r#"{"requests": {"cpu": "much"}}"#]).is_err());
     }
 }

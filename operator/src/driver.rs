@@ -19,6 +19,7 @@ use tonic::Status;
 use wire::session::ToAgent;
 
 use crate::{
+    certificates::peers,
     metrics::METRICS,
     model::{Effect, Event, Note, Now, Outbox, Refusal, SessionId, Write},
     page::{self, Lens},
@@ -36,6 +37,8 @@ pub struct Edges {
     pub writes: mpsc::UnboundedSender<Write>,
     /// Events for people; dropped when nobody keeps up.
     pub notes: mpsc::Sender<Note>,
+    /// Certificates that agents ask for; not more than can be made.
+    pub certificates: mpsc::Sender<peers::Request>,
     /// Set once all objects are known.
     pub ready: Arc<AtomicBool>,
     /// What the page is shown.
@@ -99,6 +102,13 @@ fn carry_out(effect: Effect, outboxes: &mut HashMap<SessionId, Outbox>, edges: &
                 outboxes.remove(&id);
             }
         }
+        Effect::Certify { session, pod, public_key } => {
+            let Some(outbox) = outboxes.get(&session) else { return };
+            let request = peers::Request { pod, public_key, answer: outbox.sender.clone() };
+            if edges.certificates.try_send(request).is_err() {
+                tracing::warn!("an agent must ask again for its certificate: too many do");
+            }
+        }
         Effect::Close(id, refusal) => {
             if let Some(outbox) = outboxes.remove(&id) {
                 // A full outbox loses the reason, not the end.
@@ -123,6 +133,6 @@ fn status(refusal: &Refusal) -> Status {
         Refusal::Starting | Refusal::UnknownPod(_) => Status::unavailable(text),
         Refusal::NoPool(_) | Refusal::Protocol { .. } => Status::failed_precondition(text),
         Refusal::Replaced => Status::aborted(text),
-        Refusal::PodOver => Status::permission_denied(text),
+        Refusal::PodOver | Refusal::Address { .. } => Status::permission_denied(text),
     }
 }

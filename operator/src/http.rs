@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use axum::{Router, http::StatusCode, routing::get};
+use listen::{accept, http::Keep};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "health, metrics and the page");
-    axum::serve(listener, routes(ready, page)).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    let connections = accept::plain(listener, listen::http::newcomers("health"));
+    listen::http::serve(connections, routes(ready, page), Keep::One, stop).await;
     Ok(())
 }

@@ -16,7 +16,6 @@ pub mod directory;
 pub mod drains;
 pub mod driver;
 pub mod finalizers;
-pub mod handshake;
 pub mod http;
 pub mod leader;
 pub mod metrics;
@@ -53,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     args::Args,
+    certificates::{Certificates, peers},
     driver::Edges,
     leader::{Candidate, KubeLeases, Leadership},
     model::Event,
@@ -81,14 +81,17 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let certificates = Arc::new(certificates::of(&client, &args).await.context("no certificates")?);
     tasks.spawn(certificates.clone().keep());
-    let sessions = handshake::accept(sessions, certificates.server_config(&["h2"]).context("no TLS for sessions")?);
+    let authority = authority(&client, &args, &certificates, &mut tasks).await?;
+    let tls = certificates.server_config(&["h2"]).context("no TLS for sessions")?;
+    let sessions = listen::accept::tls(sessions, Arc::new(tls), session::newcomers());
     let admitted = admission::spawn(&client, &args, webhook, certificates, &mut tasks, &stop);
     let mut candidate = candidate(&client, &args);
     let (events, incoming) = mpsc::channel(EVENTS);
     let reviews = Arc::new(TokenReviews::new(client.clone(), args.audience.clone()));
     let reviewed = Sessions::new(reviews, events.clone(), candidate.leadership());
     let served = tokio::spawn(session::serve(reviewed, sessions, stop.clone()));
-    let turn = Turn { client, namespaces: args.watch_namespaces, events, incoming, ready, lens, stop: stop.clone() };
+    let namespaces = args.watch_namespaces;
+    let turn = Turn { client, namespaces, events, incoming, authority, ready, lens, stop: stop.clone() };
 
     let ended = tokio::select! {
         ended = turn.lead(&mut candidate) => ended,
@@ -99,6 +102,20 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     };
     candidate.release().await;
     ended
+}
+
+/// Who signs the agents' certificates.
+async fn authority(
+    client: &Client,
+    args: &Args,
+    own: &Arc<Certificates>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Arc<Certificates>> {
+    let apart = certificates::of_peers(client, args).await.context("no authority for agents")?.map(Arc::new);
+    if let Some(apart) = &apart {
+        tasks.spawn(apart.clone().keep());
+    }
+    Ok(apart.unwrap_or_else(|| own.clone()))
 }
 
 fn candidate(client: &Client, args: &Args) -> Candidate {
@@ -114,6 +131,7 @@ struct Turn {
     namespaces: Vec<String>,
     events: mpsc::Sender<Event>,
     incoming: mpsc::Receiver<Event>,
+    authority: Arc<Certificates>,
     ready: Arc<AtomicBool>,
     lens: Lens,
     stop: CancellationToken,
@@ -136,7 +154,9 @@ impl Turn {
         watch::spawn(&self.client, &self.namespaces, &self.events, &mut tasks);
         tasks.spawn(writer::run(Arc::new(Kubernetes::new(self.client.clone())), to_write, self.events));
         tasks.spawn(notes::run(self.client, to_publish));
-        let edges = Edges { writes, notes, ready: self.ready, lens: self.lens };
+        let (certificates, requests) = peers::requests();
+        tasks.spawn(peers::issue_all(self.authority, requests));
+        let edges = Edges { writes, notes, certificates, ready: self.ready, lens: self.lens };
         let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
         tokio::select! {
             ended = driven => ended.context("the deciding task failed"),

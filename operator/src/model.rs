@@ -1,7 +1,8 @@
 //! What the operator knows of Kubernetes' objects, reduced to what decisions need. No client, no clock.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
+use bytes::Bytes;
 use crds::{
     DurableServerPoolSpec, DurableServerSpec, DurableServerStatus, HandoffPhase, HandoffStatus, Trigger, settings,
 };
@@ -10,7 +11,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 use tonic::Status;
-use wire::session::{Hello, ToAgent, from_agent, to_agent};
+use wire::{
+    identity::PodIdentity,
+    session::{Hello, ToAgent, from_agent, to_agent},
+};
 
 /// An object by namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +122,8 @@ pub struct Pod {
     pub pool: String,
     /// Where it runs; empty while unscheduled.
     pub node: String,
+    /// Its addresses; empty until the kubelet has reported them.
+    pub addresses: Vec<IpAddr>,
     /// Phase Pending.
     pub pending: bool,
     /// Phase Running.
@@ -266,6 +272,15 @@ pub enum Event {
 pub enum Effect {
     /// Tell an agent.
     Send(SessionId, to_agent::Body),
+    /// Give an agent a certificate that names its pod.
+    Certify {
+        /// Its session.
+        session: SessionId,
+        /// Its pod.
+        pod: PodIdentity,
+        /// The key that the certificate is for.
+        public_key: Bytes,
+    },
     /// End a session, saying why.
     Close(SessionId, Refusal),
     /// Write to the API server.
@@ -297,6 +312,14 @@ pub enum Refusal {
     /// A newer session of the same pod.
     #[error("replaced by a newer session of this pod")]
     Replaced,
+    /// It names an address that is not its pod's: the token is another pod's.
+    #[error("the agent says that it is at {said}, which is not an address of pod {pod}, whose token it shows")]
+    Address {
+        /// What it said, cut.
+        said: String,
+        /// The token's pod.
+        pod: String,
+    },
     /// The pod's containers are over.
     #[error("every container of this pod is reported terminated")]
     PodOver,

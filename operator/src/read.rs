@@ -82,12 +82,14 @@ pub fn pod(object: &K8sPod) -> Pod {
         conditions.is_some_and(|all| all.iter().any(|c| c.type_ == kind && c.status == "True"))
     };
     let owners = meta.owner_references.iter().flatten();
+    let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
     let deleting = meta.deletion_timestamp.is_some();
     Pod {
         uid: PodUid(meta.uid.clone().unwrap_or_default()),
         key: key(meta),
         pool: meta.labels.as_ref().and_then(|labels| labels.get(POOL_LABEL)).cloned().unwrap_or_default(),
         node: object.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
         pending: phase == "Pending",
         running: phase == "Running",
         ready: condition("Ready"),

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
+use listen::{Newcomer, Newcomers, Seldom};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{Semaphore, mpsc, watch},
@@ -47,6 +48,9 @@ const REVIEW: Duration = Duration::from_secs(5);
 const REVIEWS: usize = 16;
 /// Longest token.
 const MAX_TOKEN: usize = 8 << 10;
+/// Connections that have not shown a good token, and how long each may take to. Behind a new leader all agents come at
+/// once, within two seconds or so, and none of them must push out another.
+const NEWCOMERS: (usize, Duration) = (8_192, Duration::from_secs(10));
 /// How often a silent connection is asked for a sign of life, and how long it may take.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
@@ -129,6 +133,13 @@ pub struct Sessions {
     leadership: watch::Receiver<Leadership>,
     next: AtomicU64,
     reviews: Semaphore,
+    refused: Seldom,
+}
+
+/// The newcomers of the listener for sessions.
+#[must_use]
+pub fn newcomers() -> Newcomers {
+    Newcomers::new("sessions", NEWCOMERS.0, NEWCOMERS.1)
 }
 
 impl Sessions {
@@ -139,7 +150,8 @@ impl Sessions {
         events: mpsc::Sender<Event>,
         leadership: watch::Receiver<Leadership>,
     ) -> Self {
-        Self { authenticator, events, leadership, next: AtomicU64::new(1), reviews: Semaphore::new(REVIEWS) }
+        let (next, reviews) = (AtomicU64::new(1), Semaphore::new(REVIEWS));
+        Self { authenticator, events, leadership, next, reviews, refused: Seldom::new() }
     }
 
     fn leads(&self) -> Result<(), Status> {
@@ -178,7 +190,15 @@ impl Operator for Sessions {
 
     async fn session(&self, request: Request<Streaming<FromAgent>>) -> Result<Response<Self::SessionStream>, Status> {
         self.leads()?;
-        let identity = self.identify(request.metadata()).await?;
+        let newcomer = request.extensions().get::<Newcomer>().cloned();
+        let identity = self.identify(request.metadata()).await.inspect_err(|refused| {
+            if let Some(left_out) = self.refused.say() {
+                tracing::info!(from = ?newcomer, reason = refused.message(), left_out, "session refused");
+            }
+        })?;
+        if let Some(newcomer) = newcomer {
+            newcomer.settle();
+        }
         let (sender, receiver) = mpsc::channel(OUTBOX);
         let id = SessionId(self.next.fetch_add(1, Ordering::Relaxed));
         tokio::spawn(listen(id, identity, request.into_inner(), sender, self.events.clone()));

@@ -44,7 +44,8 @@ impl Running {
         let (writes, mut written) = mpsc::unbounded_channel();
         let (notes, _) = mpsc::channel(1);
         let (lens, _) = crate::page::new(stop.clone());
-        let edges = Edges { writes, notes, ready: Arc::new(AtomicBool::new(false)), lens };
+        let (certificates, _) = mpsc::channel(1);
+        let edges = Edges { writes, notes, certificates, ready: Arc::new(AtomicBool::new(false)), lens };
         let world = World::new("cluster".into(), 1);
         let driven = tokio::spawn(driver::run(world, incoming, edges, stop.clone()));
         let leadership = watch::Sender::new(Leadership::Ours);

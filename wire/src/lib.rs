@@ -1,4 +1,7 @@
-//! The protobuf contracts: [`session`] between agents and the operator, [`peer`] between two agents.
+//! The protobuf contracts: [`session`] between agents and the operator, [`peer`] between two agents, and the
+//! [`identity`] by which two agents know each other.
+
+pub mod identity;
 
 /// Messages of a handoff, agent to agent.
 #[allow(missing_docs, clippy::pedantic, clippy::unwrap_used)] // generated; the .proto files are the documentation

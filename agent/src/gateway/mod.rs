@@ -9,6 +9,9 @@
 //!  bounds   how much may be held
 //! ```
 //!
+//! Users speak plain HTTP, other gateways TLS, in which they prove that they are of the pool: only they may say how far a
+//! request has come, and are told who owns a server. Both come to the same port; the first byte tells which it is.
+//!
 //! How a pod leaves without failing a request: [`Gateway::drain_connections`] has every answer say `Connection: close`,
 //! so that clients come back on a new connection, which the Service leads elsewhere once it knows. Until
 //! [`Gateway::shutdown`] everything is still served. Called after a time without requests, it ends connections that no
@@ -43,18 +46,23 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use listen::{Newcomer, Newcomers, Seldom};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{self, Instant},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    credentials::Credentials,
     gateway::{
         answer::{Answer, InFlight},
         bounds::Bounds,
         peers::Peers,
+        request::Origin,
     },
     host::HostClient,
     metrics::Metrics,
@@ -64,6 +72,13 @@ use crate::{
 /// A connection on which no request head came for this long is closed. Longer than clients keep idle ones (load
 /// balancers: 60 s).
 const IDLE: Duration = Duration::from_secs(75);
+
+/// Connections without a request yet, and how long each may take to send the head of one. Whoever has something to ask
+/// does so at once, and is not kept from it by those who open connections only. As many as may come at once ([`BACKLOG`]).
+const NEWCOMERS: (usize, Duration) = (BACKLOG, Duration::from_secs(10));
+
+/// The first byte of a TLS handshake (RFC 8446, section 5.1); no request begins with it.
+const HANDSHAKE: u8 = 22;
 
 /// From the end of accepting until connections are told to end: a request may be on its way on one just accepted.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -137,6 +152,9 @@ struct Inner {
     routes: Routes,
     host: HostClient,
     peers: Peers,
+    tls: TlsAcceptor,
+    refused: Seldom,
+    newcomers: Newcomers,
     metrics: Metrics,
     draining: AtomicBool,
     in_flight: Arc<AtomicUsize>,
@@ -147,7 +165,14 @@ struct Inner {
 impl Gateway {
     /// A gateway that does not listen yet.
     #[must_use]
-    pub fn new(identity: Identity, limits: Limits, routes: Routes, host: HostClient, metrics: Metrics) -> Self {
+    pub fn new(
+        identity: Identity,
+        limits: Limits,
+        credentials: Arc<Credentials>,
+        routes: Routes,
+        host: HostClient,
+        metrics: Metrics,
+    ) -> Self {
         Self(Arc::new(Inner {
             // A pod's name is plain ASCII.
             pod: HeaderValue::try_from(&identity.pod).unwrap_or(HeaderValue::from_static("")),
@@ -156,7 +181,10 @@ impl Gateway {
             limits,
             routes,
             host,
-            peers: Peers::default(),
+            tls: TlsAcceptor::from(credentials.server_config()),
+            peers: Peers::new(credentials),
+            refused: Seldom::new(),
+            newcomers: Newcomers::new("gateway", NEWCOMERS.0, NEWCOMERS.1),
             metrics,
             draining: AtomicBool::new(false),
             in_flight: Arc::default(),
@@ -172,8 +200,10 @@ impl Gateway {
         let slots = Arc::new(Semaphore::new(inner.limits.connections));
         let connections = TaskTracker::new();
         let end = CancellationToken::new();
-        let begin = |stream, slot| {
-            connections.spawn(connection(inner.clone(), stream, slot, end.clone()));
+        let begin = |(stream, from), slot| {
+            let connection =
+                Connection { inner: inner.clone(), newcomer: inner.newcomers.enter(from), end: end.clone() };
+            connections.spawn(connection.run(stream, slot));
         };
         while let Some((stream, slot)) = self.accept(&listener, &slots).await {
             begin(stream, slot);
@@ -181,7 +211,7 @@ impl Gateway {
         // Clients whom the kernel connected already are answered, not reset.
         for _ in 0..BACKLOG {
             let Ok(slot) = slots.clone().try_acquire_owned() else { break };
-            let Some(Ok((stream, _))) = listener.accept().now_or_never() else { break };
+            let Some(Ok(stream)) = listener.accept().now_or_never() else { break };
             begin(stream, slot);
         }
         drop(listener);
@@ -214,17 +244,24 @@ impl Gateway {
         *self.0.last_request.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Makes the connection to another gateway before it is needed.
+    pub async fn make_ahead(&self, gateway: SocketAddr, pod: &PodUid) {
+        if let Err(error) = self.0.peers.connected(gateway, pod).await {
+            tracing::debug!(%error, %gateway, "no connection to a gateway yet");
+        }
+    }
+
     /// The next connection; `None` once there shall be no more.
     async fn accept(
         &self,
         listener: &TcpListener,
         slots: &Arc<Semaphore>,
-    ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    ) -> Option<((TcpStream, SocketAddr), OwnedSemaphorePermit)> {
         let next = async {
             let slot = slots.clone().acquire_owned().await.ok()?;
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => return Some((stream, slot)),
+                    Ok(stream) => return Some((stream, slot)),
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a connection");
                         time::sleep(Duration::from_millis(100)).await;
@@ -240,11 +277,11 @@ impl Gateway {
 }
 
 impl Inner {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Answer> {
+    async fn handle(&self, request: Request<Incoming>, from: Origin) -> Response<Answer> {
         let in_flight = InFlight::begin(&self.in_flight);
         *self.last_request.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let version = request.version();
-        let (way, answer) = self.answer(request).await;
+        let (way, answer) = self.answer(request, from).await;
         self.metrics.request(way, answer.status());
         let mut answer = answer.map(|body| Answer::new(body, in_flight));
         // HTTP/2 has no such word: its connections are told at the end, and lose nothing by that.
@@ -255,37 +292,75 @@ impl Inner {
     }
 }
 
-async fn connection(inner: Arc<Inner>, stream: TcpStream, _slot: OwnedSemaphorePermit, end: CancellationToken) {
-    // The client is gone already if this fails, and reading will say so.
-    let _ = stream.set_nodelay(true);
-    inner.metrics.connected();
-    let spoke = Arc::new(AtomicBool::new(false));
-    let service = service_fn(|request| {
-        spoke.store(true, Ordering::Relaxed);
-        let inner = inner.clone();
-        async move { Ok::<_, Infallible>(inner.handle(request).await) }
-    });
-    let builder = protocols();
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    // Until its first bytes tell which protocol it speaks, no other time runs.
-    let silent = async {
-        time::sleep(IDLE).await;
-        if spoke.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
+/// One connection, from its first byte on.
+struct Connection {
+    inner: Arc<Inner>,
+    newcomer: Newcomer,
+    end: CancellationToken,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, _slot: OwnedSemaphorePermit) {
+        // The client is gone already if this fails, and reading will say so.
+        let _ = stream.set_nodelay(true);
+        self.inner.metrics.connected();
+        tokio::select! {
+            () = self.speak(stream) => {}
+            () = self.newcomer.out() => {}
         }
-    };
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = silent => Ok(()),
-        () = end.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "client connection ended");
+        self.inner.metrics.disconnected();
     }
-    inner.metrics.disconnected();
+
+    async fn speak(&self, stream: TcpStream) {
+        let mut first = [0];
+        let peeked = tokio::select! {
+            peeked = stream.peek(&mut first) => peeked,
+            // Nothing was asked.
+            () = self.end.cancelled() => return,
+        };
+        if !matches!(peeked, Ok(1)) {
+            return;
+        }
+        if first != [HANDSHAKE] {
+            return self.serve(stream, Origin::User).await;
+        }
+        let shaken = tokio::select! {
+            shaken = self.inner.tls.accept(stream) => shaken,
+            () = self.end.cancelled() => return,
+        };
+        match shaken {
+            Ok(tls) => {
+                // It has proved that it is of the pool: it may wait until there is something to ask.
+                self.newcomer.settle();
+                self.serve(tls, Origin::Peer).await;
+            }
+            Err(error) => {
+                if let Some(left_out) = self.inner.refused.say() {
+                    tracing::info!(from = %self.newcomer.from(), %error, left_out, "no peer");
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, from: Origin) {
+        let service = service_fn(|request| {
+            self.newcomer.settle();
+            let inner = self.inner.clone();
+            async move { Ok::<_, Infallible>(inner.handle(request, from).await) }
+        });
+        let builder = protocols();
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.end.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "client connection ended");
+        }
+    }
 }
 
 fn protocols() -> auto::Builder<TokioExecutor> {

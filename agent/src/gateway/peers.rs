@@ -1,4 +1,4 @@
-//! Requests to other gateways: HTTP/2, one connection to each, shared by all requests.
+//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests.
 //!
 //! When a server moves, everyone who waited for it is sent on at once. With a connection a request that would be a
 //! storm of connects, just when both pods are busiest; here it is a frame on a connection that is there.
@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use handoff::PodUid;
 use http_body_util::Full;
 use hyper::{
     Request, Response,
@@ -19,9 +20,9 @@ use hyper::{
     client::conn::{TrySendError, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 
-use crate::connections::SendError;
+use crate::{connections::SendError, credentials::Credentials};
 
 /// How long a connection may take to be made. A lost SYN is repeated only after 1 s: trying again is faster.
 const CONNECT: Duration = Duration::from_millis(250);
@@ -38,53 +39,63 @@ const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
 type Sender = http2::SendRequest<Full<Bytes>>;
 /// Locked while its connection is being made, so that all who need it wait for the same one.
 type Peer = Arc<tokio::sync::Mutex<Option<Sender>>>;
+/// An address alone may be another pod's by now.
+type Key = (SocketAddr, PodUid);
 
 /// Connections to other gateways.
-#[derive(Default)]
-pub struct Peers(Mutex<HashMap<SocketAddr, Peer>>);
+pub struct Peers {
+    credentials: Arc<Credentials>,
+    peers: Mutex<HashMap<Key, Peer>>,
+}
 
 impl Peers {
+    /// No connection yet; they will be made with these credentials.
+    pub fn new(credentials: Arc<Credentials>) -> Self {
+        Self { credentials, peers: Mutex::default() }
+    }
+
     /// Sends a request and returns the answer as soon as its head is here.
     pub async fn send(
         &self,
         address: SocketAddr,
+        pod: &PodUid,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendError> {
-        let mut sender = self.connected(address).await?;
+        let mut sender = self.connected(address, pod).await?;
         sender.try_send_request(request).await.map_err(judge)
     }
 
-    async fn connected(&self, address: SocketAddr) -> Result<Sender, SendError> {
-        let peer = self.peer(address);
+    /// Returns when there is a connection.
+    pub async fn connected(&self, address: SocketAddr, pod: &PodUid) -> Result<Sender, SendError> {
+        let peer = self.peer((address, pod.clone()));
         let mut slot = peer.lock().await;
         if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         *slot = None;
         let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
-        let sender = timeout(CONNECT, connect(address)).await.map_err(|_| late())??;
+        let sender = timeout(CONNECT, connect(&self.credentials, address, pod)).await.map_err(|_| late())??;
         *slot = Some(sender.clone());
         Ok(sender)
     }
 
     /// Pods come and go: each new one is the occasion to forget those that are gone.
-    fn peer(&self, address: SocketAddr) -> Peer {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(peer) = peers.get(&address) {
+    fn peer(&self, key: Key) -> Peer {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.get(&key) {
             return peer.clone();
         }
         peers.retain(|_, peer| {
             let in_use = peer.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|sender| !sender.is_closed()));
             in_use || Arc::strong_count(peer) > 1
         });
-        peers.entry(address).or_default().clone()
+        peers.entry(key).or_default().clone()
     }
 }
 
-async fn connect(address: SocketAddr) -> Result<Sender, SendError> {
+async fn connect(credentials: &Credentials, address: SocketAddr, pod: &PodUid) -> Result<Sender, SendError> {
     let not_sent = |error: &dyn Error| SendError::NotSent(error.to_string());
-    let stream = TcpStream::connect(address).await.map_err(|error| not_sent(&error))?;
-    stream.set_nodelay(true).map_err(|error| not_sent(&error))?;
+    let stream = credentials.connect(address, pod).await.map_err(|error| not_sent(&error))?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
@@ -107,7 +118,7 @@ fn judge(mut failed: TrySendError<Request<Full<Bytes>>>) -> SendError {
     let unsent = failed.take_message().is_some();
     let error = failed.into_error();
     let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-    if unsent || was_refused(&error) { SendError::NotSent(why) } else { SendError::Broken(why) }
+    if unsent || was_refused(&error) || was_unknown(&error) { SendError::NotSent(why) } else { SendError::Broken(why) }
 }
 
 /// Whether the other side said that it has not begun with the request: a stream refused, or above the last one that it
@@ -115,4 +126,12 @@ fn judge(mut failed: TrySendError<Request<Full<Bytes>>>) -> SendError {
 fn was_refused(error: &hyper::Error) -> bool {
     let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else { return false };
     error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// Whether the other side did not accept our certificate, which it says only after our side of the handshake is done:
+/// nothing of the connection was processed.
+fn was_unknown(error: &hyper::Error) -> bool {
+    let h2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let tls = h2.and_then(h2::Error::get_io).and_then(std::io::Error::get_ref);
+    matches!(tls.and_then(|tls| tls.downcast_ref()), Some(rustls::Error::AlertReceived(_)))
 }

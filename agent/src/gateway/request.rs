@@ -40,6 +40,15 @@ const SEND_BODY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
+/// Who sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Anyone.
+    User,
+    /// Another gateway of the pool, which has proved it.
+    Peer,
+}
+
 /// A request, read as far as routing needs it. What is sent on is made anew for every try.
 pub struct Call {
     /// The server's name.
@@ -58,13 +67,16 @@ pub struct Call {
 
 impl Call {
     /// Reads a request's head.
-    pub fn read(head: Parts) -> Result<Self, Refusal> {
+    pub fn read(head: Parts, from: Origin) -> Result<Self, Refusal> {
         let Parts { method, uri, mut headers, .. } = head;
         let uri = uri.into_parts();
         let whole = uri.path_and_query.ok_or_else(no_server)?;
         let (name, stripped) = split(&whole)?;
-        // Anyone may say how many hops a request has made: it makes their own request end sooner, and nothing else.
-        let hops = headers.get(&HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(0);
+        let hops = match from {
+            Origin::User => 0,
+            // One that does not say how many goes no further.
+            Origin::Peer => headers.get(&HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(MAX_HOPS),
+        };
         let forward = headers.get(&NO_FORWARD).is_none_or(|value| value != "1");
         strip_connection(&mut headers);
         headers.remove(EXPECT);
@@ -284,7 +296,9 @@ mod tests {
             .header("x-kept", "1")
             .body(())
             .unwrap();
-        let call = Call::read(request.into_parts().0).unwrap();
+        let (head, ()) = request.into_parts();
+        assert_eq!(Call::read(head.clone(), Origin::User).unwrap().hops, 0, "anyone could say so");
+        let call = Call::read(head, Origin::Peer).unwrap();
         assert_eq!((call.hops, call.forward), (2, true));
         assert_eq!(call.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
         let request = call.to_peer("10.0.0.1:7070".parse().unwrap());

@@ -15,7 +15,7 @@ use crate::{
     gateway::{
         Inner,
         answer::{Passed, Payload, Refusal},
-        request::{Call, strip_connection},
+        request::{Call, Origin, strip_connection},
     },
     host::header,
     metrics,
@@ -50,9 +50,9 @@ struct Hold {
 
 impl Inner {
     /// The answer, and the way that it took.
-    pub(super) async fn answer(&self, request: Request<Incoming>) -> (metrics::Way, Response<Payload>) {
+    pub(super) async fn answer(&self, request: Request<Incoming>, from: Origin) -> (metrics::Way, Response<Payload>) {
         let mut hold = Hold::default();
-        let answered = self.route(request, &mut hold).await;
+        let answered = self.route(request, from, &mut hold).await;
         if !hold.waited.is_zero() {
             self.metrics.hold_time(hold.waited);
         }
@@ -68,10 +68,11 @@ impl Inner {
     async fn route(
         &self,
         request: Request<Incoming>,
+        from: Origin,
         hold: &mut Hold,
     ) -> Result<(metrics::Way, Response<Passed>), Refusal> {
         let (head, body) = request.into_parts();
-        let mut call = Call::read(head)?;
+        let mut call = Call::read(head, from)?;
         let mut room = self.bounds.buffer();
         call.buffer(body, self.limits.body, &mut room).await?;
         loop {
@@ -96,7 +97,7 @@ impl Inner {
     async fn attempt(&self, call: &Call, route: &Route) -> Option<Tried> {
         match &route.way {
             Way::Here(stamp) => Some(self.local(call, stamp, route).await),
-            Way::There { gateway, .. } => Some(self.remote(call, *gateway, route).await),
+            Way::There { pod, gateway } => Some(self.remote(call, pod, *gateway, route).await),
             Way::Held | Way::Nowhere => None,
         }
     }
@@ -127,6 +128,8 @@ impl Inner {
             return Tried::NotGiven("its host does not serve it now".into());
         }
         let headers = answer.headers_mut();
+        // A host has no say in it.
+        headers.remove(OWNER);
         headers.insert(header::SERVER, stamp.server.clone());
         headers.insert(header::EPOCH, stamp.epoch.clone());
         headers.insert(POD, self.pod.clone());
@@ -138,7 +141,7 @@ impl Inner {
         Tried::Answered(metrics::Way::Here, answer.map(Passed::Left))
     }
 
-    async fn remote(&self, call: &Call, gateway: SocketAddr, route: &Route) -> Tried {
+    async fn remote(&self, call: &Call, pod: &PodUid, gateway: SocketAddr, route: &Route) -> Tried {
         if call.is_lost() {
             return Tried::Failed(Refusal::later(format!(
                 "the request for server {} went through {} gateways and found no owner; try again",
@@ -146,7 +149,7 @@ impl Inner {
                 call.hops + 1
             )));
         }
-        let sending = self.peers.send(gateway, call.to_peer(gateway));
+        let sending = self.peers.send(gateway, pod, call.to_peer(gateway));
         let mut answer = match self.send(call, sending, "the owner's gateway").await {
             Ok(answer) => answer,
             Err(tried) => return tried,

@@ -25,6 +25,11 @@
 {{- include "durable-server.fullname" . }}-operator-{{ ternary "tls" "certificates" .Values.webhook.certManager.enabled }}
 {{- end -}}
 
+{{/* Where the authority of the agents' certificates is, which the operator makes also beside cert-manager. */}}
+{{- define "durable-server.peerSecret" -}}
+{{- include "durable-server.fullname" . }}-operator-certificates
+{{- end -}}
+
 {{/* The DNS names that they are for, one a line: of the Service for agents, and of the webhook's. */}}
 {{- define "durable-server.tlsNames" -}}
 {{- range $service := list "operator" "webhook" -}}

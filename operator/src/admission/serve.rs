@@ -1,6 +1,6 @@
 //! The webhook's endpoint: HTTPS, one review at a time from the API server.
 
-use std::{net::TcpListener, pin::pin, sync::Arc, time::Duration};
+use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -10,15 +10,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use axum_server::{
-    Handle,
-    tls_rustls::{RustlsConfig, from_tcp_rustls},
-};
 use crds::POOL_LABEL;
 use json_patch::diff;
 use kube::core::{
     DynamicObject,
     admission::{AdmissionRequest, AdmissionResponse, AdmissionReview},
+};
+use listen::{
+    accept,
+    http::{self, Keep},
 };
 use serde_json::Value;
 use tokio::{sync::Semaphore, time::timeout};
@@ -33,10 +33,6 @@ const MAX_REVIEW: usize = 4 << 20;
 const REVIEW: Duration = Duration::from_secs(8);
 /// Reviews at once; whoever comes more often waits.
 const REVIEWS: usize = 16;
-/// From the handshake to the first request.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
-/// For answers under way at the end.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 struct Webhook {
     pools: Arc<dyn Pools>,
@@ -57,20 +53,13 @@ pub async fn serve(
     certificates: &Certificates,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let config = RustlsConfig::from_config(Arc::new(certificates.server_config(&["http/1.1"])?));
     tracing::info!(address = %listener.local_addr()?, "webhook");
-    let handle = Handle::new();
-    let server = from_tcp_rustls(listener, config)?
-        .handle(handle.clone())
-        .http1_only()
-        .first_request_timeout(FIRST_REQUEST)
-        .serve(routes.into_make_service());
-    let mut serving = pin!(server);
-    tokio::select! {
-        ended = &mut serving => return Ok(ended?),
-        () = stop.cancelled() => handle.graceful_shutdown(Some(LAST_ANSWERS)),
-    }
-    Ok(serving.await?)
+    listener.set_nonblocking(true)?;
+    let config = Arc::new(certificates.server_config(&["http/1.1"])?);
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let connections = accept::tls(listener, config, http::newcomers("webhook"));
+    http::serve(connections, routes, Keep::Many, stop).await;
+    Ok(())
 }
 
 async fn review(State(webhook): State<Arc<Webhook>>, body: Body) -> Response {

@@ -37,13 +37,16 @@ pub struct Kept {
     pub key: String,
 }
 
-struct Authority {
-    certificate: String,
-    key: String,
+/// One that signs, as PEM.
+#[derive(Clone)]
+pub(super) struct Authority {
+    pub(super) certificate: String,
+    pub(super) key: String,
     life: Life,
 }
 
 /// From when until when, in seconds since 1970, and for which names.
+#[derive(Clone)]
 struct Life {
     begin: i64,
     end: i64,
@@ -72,7 +75,7 @@ pub fn renew(kept: Option<&Kept>, names: &[String], now: SystemTime) -> Result<O
         Some(kept) if is_good(kept, names, at)? => (kept.certificate.clone(), kept.key.clone()),
         _ => {
             changed = true;
-            serving(signer(&authorities, at).ok_or_else(|| Problem::Crypto("no authority".into()))?, names, now)?
+            serving(signer(&authorities, at, SERVING_LIFE)?, names, now)?
         }
     };
     Ok(changed.then(|| Kept {
@@ -84,9 +87,16 @@ pub fn renew(kept: Option<&Kept>, names: &[String], now: SystemTime) -> Result<O
 }
 
 /// The oldest that outlives what it signs.
-fn signer(authorities: &[Authority], at: i64) -> Option<&Authority> {
-    let end = at.saturating_add_unsigned(SERVING_LIFE.as_secs());
-    authorities.iter().find(|authority| authority.life.end >= end).or(authorities.last())
+fn signer(authorities: &[Authority], at: i64, life: Duration) -> Result<&Authority, Problem> {
+    let end = at.saturating_add_unsigned(life.as_secs());
+    let lasting = authorities.iter().find(|authority| authority.life.end >= end);
+    lasting.or(authorities.last()).ok_or_else(|| Problem::Crypto("no authority".into()))
+}
+
+/// Who signs a certificate of this life.
+pub(super) fn authority_for(kept: &Kept, now: SystemTime, life: Duration) -> Result<Authority, Problem> {
+    let authorities = authorities(kept)?;
+    signer(&authorities, seconds(now), life).cloned()
 }
 
 fn is_good(kept: &Kept, names: &[String], at: i64) -> Result<bool, Problem> {
@@ -140,7 +150,7 @@ fn serving(authority: &Authority, names: &[String], now: SystemTime) -> Result<(
     Ok((params.signed_by(&key, &issuer)?.pem(), key.serialize_pem()))
 }
 
-fn lasting(
+pub(super) fn lasting(
     mut params: CertificateParams,
     name: &str,
     now: SystemTime,

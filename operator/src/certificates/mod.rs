@@ -7,6 +7,7 @@
 //! ```
 
 mod make;
+pub mod peers;
 mod secret;
 mod trust;
 
@@ -88,7 +89,7 @@ pub enum Maker {
 
 /// Those of this operator.
 pub async fn of(client: &Client, args: &Args) -> Result<Certificates, Problem> {
-    let secret = KubeSecret::new(Api::default_namespaced(client.clone()), args.tls_secret.clone());
+    let secret = secret_of(client, &args.tls_secret);
     let configuration = args.webhook.webhook_configuration.clone();
     let (maker, trust) = match args.tls_maker {
         TlsMaker::Operator => {
@@ -96,7 +97,19 @@ pub async fn of(client: &Client, args: &Args) -> Result<Certificates, Problem> {
         }
         TlsMaker::Other => (Maker::Other, None),
     };
-    Certificates::start(Arc::new(secret), maker, trust).await
+    Certificates::start(secret, maker, trust).await
+}
+
+/// Those whose authority signs the agents' certificates: this operator's own where it makes them itself, or else of a
+/// Secret apart. `None`: the own ones.
+pub async fn of_peers(client: &Client, args: &Args) -> Result<Option<Certificates>, Problem> {
+    let Some(name) = &args.peer_secret else { return Ok(None) };
+    let maker = Maker::Operator(args.tls_names.clone());
+    Certificates::start(secret_of(client, name), maker, None).await.map(Some)
+}
+
+fn secret_of(client: &Client, name: &str) -> Arc<KubeSecret> {
+    Arc::new(KubeSecret::new(Api::default_namespaced(client.clone()), name.to_owned()))
 }
 
 /// The certificates that hold now.
@@ -104,6 +117,7 @@ pub struct Certificates {
     secrets: Arc<dyn Secrets>,
     maker: Maker,
     trust: Option<WebhookTrust>,
+    kept: RwLock<Arc<Kept>>,
     serving: Arc<Serving>,
     bundle: watch::Sender<Arc<str>>,
 }
@@ -127,7 +141,8 @@ impl Certificates {
             sleep(RETRY).await;
         };
         let serving = Arc::new(Serving(RwLock::new(Arc::new(key))));
-        let certificates = Self { secrets, maker, trust, serving, bundle: watch::Sender::new(kept.bundle.into()) };
+        let bundle = watch::Sender::new(kept.bundle.as_str().into());
+        let certificates = Self { secrets, maker, trust, kept: RwLock::new(Arc::new(kept)), serving, bundle };
         certificates.publish().await;
         Ok(certificates)
     }
@@ -136,6 +151,12 @@ impl Certificates {
     #[must_use]
     pub fn bundle(&self) -> watch::Receiver<Arc<str>> {
         self.bundle.subscribe()
+    }
+
+    /// All that holds now.
+    #[must_use]
+    pub fn kept(&self) -> Arc<Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// For a listener of these ALPN protocols. Each handshake uses the certificate that holds then.
@@ -163,7 +184,8 @@ impl Certificates {
     pub async fn refresh(&self, now: SystemTime) -> Result<(), Problem> {
         let kept = present(self.secrets.as_ref(), &self.maker, now).await?;
         let key = certified(&kept)?;
-        self.bundle.send_replace(kept.bundle.into());
+        self.bundle.send_replace(kept.bundle.as_str().into());
+        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(kept);
         let mut serving = self.serving.0.write().unwrap_or_else(PoisonError::into_inner);
         if serving.cert != key.cert {
             tracing::info!("a new certificate is in use");

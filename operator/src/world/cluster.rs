@@ -62,6 +62,8 @@ pub struct Session {
     pub strays: HashMap<ServerUid, Instant>,
     /// It has the whole directory.
     pub directory: bool,
+    /// When it was last given a certificate.
+    pub certified: Option<Instant>,
 }
 
 /// All of them.

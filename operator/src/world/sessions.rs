@@ -1,13 +1,16 @@
 //! Agents come, speak and go. What they say is believed of their own pod and of servers of their own pool only.
 
+use std::{net::SocketAddr, time::Duration};
+
 use crds::{HandoffOutcome, LastHandoff};
 use handoff::{Epoch, Instant, PodUid, ServerId, ServerUid};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use wire::{
     PROTOCOL,
+    identity::PodIdentity,
     session::{
-        AssignFailed, DrainReport, Gone, Held, Hello, Moved, ServerRef, Status, Stop, Welcome, assign_failed::Why,
-        from_agent, gone::How, to_agent,
+        AssignFailed, CertificateRequest, DrainReport, Gone, Held, Hello, Moved, ServerRef, Status, Stop, Welcome,
+        assign_failed::Why, from_agent, gone::How, to_agent,
     },
 };
 
@@ -15,7 +18,7 @@ use super::{Session, World};
 use crate::{
     drains::{self, Drain},
     metrics::METRICS,
-    model::{Effect, Identity, Key, Now, Refusal, SessionId, clip},
+    model::{Effect, Identity, Key, Now, Pod, Refusal, SessionId, clip},
     ownership::{Claimed, Failure, Trouble},
 };
 
@@ -23,6 +26,8 @@ use crate::{
 const MAX_TEXT: usize = 512;
 /// Longest word.
 const MAX_WORD: usize = 64;
+/// One agent gets certificates so far apart: making one costs more than asking.
+const CERTIFY_EVERY: Duration = Duration::from_secs(5);
 
 impl World {
     pub(super) fn open(&mut self, id: SessionId, identity: &Identity, hello: Hello, now: Now) {
@@ -53,6 +58,9 @@ impl World {
         }
         if pod.over {
             return Err(Refusal::PodOver);
+        }
+        if let Some(said) = [&hello.peer_address, &hello.gateway_address].into_iter().find(|said| !is_of(pod, said)) {
+            return Err(Refusal::Address { said: clip(said, MAX_WORD).to_owned(), pod: identity.pod.clone() });
         }
         let key = Key::new(identity.namespace.clone(), pod.pool.clone());
         match self.pools.get(&key) {
@@ -155,6 +163,7 @@ impl World {
             from_agent::Body::Moved(moved) => self.moved(&pod, &moved, now),
             from_agent::Body::Drain(report) => self.drain_reported(&pod, id, report, now),
             from_agent::Body::Status(status) => self.agent_status(&pod, status, now.mono),
+            from_agent::Body::Certificate(request) => self.certify(&pod, request, now.mono),
         }
     }
 
@@ -302,6 +311,18 @@ impl World {
         }
     }
 
+    /// What a certificate says is what the token and the API server say, never the agent.
+    fn certify(&mut self, pod: &PodUid, request: CertificateRequest, now: Instant) {
+        let Some(session) = self.cluster.sessions.get_mut(pod) else { return };
+        if session.certified.is_some_and(|at| now < at + CERTIFY_EVERY) {
+            return;
+        }
+        session.certified = Some(now);
+        let Key { namespace, name: pool } = session.pool.clone();
+        let (session, pod) = (session.id, PodIdentity { namespace, pool, pod_uid: pod.clone() });
+        self.effects.push(Effect::Certify { session, pod, public_key: request.public_key });
+    }
+
     fn agent_status(&mut self, pod: &PodUid, status: Status, now: Instant) {
         let Some(session) = self.cluster.sessions.get_mut(pod) else { return };
         let can = status.host_ready && status.problem.is_empty();
@@ -318,6 +339,12 @@ impl World {
             self.unpark(&pool);
         }
     }
+}
+
+/// Whether an agent of this pod may be at `said`, as far as the kubelet has told.
+fn is_of(pod: &Pod, said: &str) -> bool {
+    let known = |address: SocketAddr| pod.addresses.contains(&address.ip());
+    pod.addresses.is_empty() || said.is_empty() || said.parse().is_ok_and(known)
 }
 
 /// A server's name as the session's messages write it.

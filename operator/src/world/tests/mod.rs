@@ -1,6 +1,7 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
 mod deleting;
+mod letting_in;
 mod look;
 mod misfortune;
 mod noise;
@@ -28,14 +29,22 @@ struct Story {
     writes: Vec<Write>,
     notes: Vec<crate::model::Note>,
     closed: Vec<(u64, Refusal)>,
+    certified: Vec<(u64, wire::identity::PodIdentity)>,
 }
 
 impl Story {
     /// One pool, and nothing read yet.
     fn unread() -> Self {
         let world = World::new("cluster".into(), 1);
-        let mut story =
-            Self { world, ms: 0, sessions: BTreeMap::new(), writes: Vec::new(), notes: Vec::new(), closed: Vec::new() };
+        let mut story = Self {
+            world,
+            ms: 0,
+            sessions: BTreeMap::new(),
+            writes: Vec::new(),
+            notes: Vec::new(),
+            closed: Vec::new(),
+            certified: Vec::new(),
+        };
         let spec: DurableServerPoolSpec =
             serde_json::from_value(json!({ "store": { "s3": { "bucket": "b-1" } } })).unwrap();
         story.event(Event::Pool(Box::new(PoolObject {
@@ -86,6 +95,7 @@ impl Story {
                 Effect::Close(id, refusal) => self.closed.push((id.0, refusal)),
                 Effect::Write(write) => self.writes.push(write),
                 Effect::Publish(note) => self.notes.push(*note),
+                Effect::Certify { session, pod, .. } => self.certified.push((session.0, pod)),
             }
         }
     }
