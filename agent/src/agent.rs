@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use crds::DurableServerPoolSpec;
+use crds::{DurableServerPoolSpec, Reason};
 use handoff::{Generation, Instant, PodUid, ServerId, drain, log::Writer};
 use store::{Lanes, Log, StoreError, count::Counts};
 use tokio::{
@@ -213,9 +213,9 @@ impl Agent {
             gateway,
             metrics,
             pool: watch::Sender::new(None),
-            problem: watch::Sender::new(Problem::new("NoSession", "no session with the operator yet")),
+            problem: watch::Sender::new(Problem::new(Reason::CannotHost, "no session with the operator yet")),
             host_problem: watch::Sender::new(Problem::new(
-                "HostUnreachable",
+                Reason::HostUnreachable,
                 "the host has not answered on its socket yet",
             )),
             setup: crate::store_setup::Setup::default(),

@@ -93,8 +93,8 @@ pub fn tell_status(agent: &Arc<Agent>) {
         host_ready,
         draining: agent.draining.is_draining(),
         types: host_types(agent),
+        reason: problem.word().to_owned(),
         problem: problem.message,
-        reason: problem.reason.to_owned(),
         directory_version: agent.routes.version(),
     }));
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crds::DurableServerPoolSpec;
+use crds::{DurableServerPoolSpec, Reason};
 use store::{
     Lanes, Objects, S3,
     count::Counted,
@@ -43,13 +43,16 @@ pub fn settings(agent: &Arc<Agent>, settings: &session::Settings, cluster: Optio
     let spec: DurableServerPoolSpec = match serde_json::from_str(&settings.spec_json) {
         Ok(spec) => spec,
         Err(error) => {
-            return refuse(agent, Problem::new("PoolInvalid", format!("the pool's spec cannot be read: {error}")));
+            return refuse(
+                agent,
+                Problem::new(Reason::PoolInvalid, format!("the pool's spec cannot be read: {error}")),
+            );
         }
     };
     let resolved = match crds::settings::pool(&spec) {
         Ok(resolved) => resolved,
         Err(invalid) => {
-            return refuse(agent, Problem::new("PoolInvalid", format!("the pool cannot be used: {invalid}")));
+            return refuse(agent, Problem::new(Reason::PoolInvalid, format!("the pool cannot be used: {invalid}")));
         }
     };
     let present = agent.pool.borrow().clone();
@@ -77,7 +80,7 @@ fn begin(agent: &Arc<Agent>, spec: DurableServerPoolSpec, resolved: crds::settin
     if let Some(cluster) = cluster {
         opening.cluster = cluster;
     }
-    agent.problem.send_replace(Problem::new("StoreUnreachable", "the store has not answered yet"));
+    agent.problem.send_replace(Problem::new(Reason::StoreUnreachable, "the store has not answered yet"));
     let (task, cluster) = (agent.clone(), opening.cluster.clone());
     let task = tokio::spawn(async move { open(&task, spec, resolved, &cluster).await });
     if let Some(older) = opening.task.replace(task.abort_handle()) {
@@ -87,7 +90,7 @@ fn begin(agent: &Arc<Agent>, spec: DurableServerPoolSpec, resolved: crds::settin
 
 fn refuse(agent: &Arc<Agent>, problem: Problem) {
     if agent.pool.borrow().is_none() && *agent.problem.borrow() != problem {
-        tracing::warn!(reason = problem.reason, problem = problem.message, "cannot host yet");
+        tracing::warn!(reason = problem.word(), problem = problem.message, "cannot host yet");
         agent.problem.send_replace(problem);
         tell_status(agent);
     }
@@ -98,7 +101,7 @@ async fn open(agent: &Arc<Agent>, spec: DurableServerPoolSpec, settings: crds::s
     let objects = loop {
         let (problem, wait) = match check(agent, &settings, cluster).await {
             Ok(objects) => break objects,
-            Err(problem) if problem.reason == "StoreUnreachable" => (problem, RETRY),
+            Err(problem) if problem.reason == Some(Reason::StoreUnreachable) => (problem, RETRY),
             Err(problem) => (problem, RETRY_MENDED),
         };
         refuse(agent, problem);
@@ -129,17 +132,17 @@ async fn usable(objects: &dyn Objects, prefix: &str, cluster: &str) -> Result<()
         Probe::Ok => {}
         Probe::IgnoresConditions => {
             return Err(Problem::new(
-                "StoreIgnoresConditions",
+                Reason::StoreIgnoresConditions,
                 "the store ignores `If-None-Match: *` on PUT, so no ownership can be fenced on it: use another",
             ));
         }
         Probe::Denied(error) => return Err(Problem::from(&error)),
-        Probe::Unreachable(message) => return Err(Problem::new("StoreUnreachable", message)),
+        Probe::Unreachable(message) => return Err(Problem::new(Reason::StoreUnreachable, message)),
     }
     match claim_prefix(objects, prefix, cluster).await {
         Ok(()) => Ok(()),
         Err(OwnerError::Store(error)) => Err(Problem::from(&error)),
-        Err(taken @ OwnerError::Other { .. }) => Err(Problem::new("PrefixTaken", taken.to_string())),
+        Err(taken @ OwnerError::Other { .. }) => Err(Problem::new(Reason::PrefixTaken, taken.to_string())),
     }
 }
 
@@ -164,7 +167,7 @@ mod tests {
     use super::*;
 
     async fn reason(objects: &dyn Objects, cluster: &str) -> &'static str {
-        usable(objects, "p", cluster).await.err().map_or("", |problem| problem.reason)
+        usable(objects, "p", cluster).await.err().map_or("", |problem| problem.word())
     }
 
     #[tokio::test(start_paused = true)]

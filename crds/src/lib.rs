@@ -13,6 +13,7 @@ mod generate;
 mod handoff;
 mod limits;
 mod pool;
+mod reason;
 mod server;
 pub mod settings;
 mod size;
@@ -24,6 +25,7 @@ pub use pool::{
     DurableServerPool, DurableServerPoolSpec, DurableServerPoolStatus, Placement, PoolHandoff, Recovery, S3, SecretRef,
     Store, SyncPolicy, Transfer, TypeHandoff, TypeOverride,
 };
+pub use reason::Reason;
 pub use server::{
     DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, Phase, ReclaimPolicy,
     RestoreFrom, ServerHandoff,
@@ -47,8 +49,11 @@ pub mod condition {
     pub const PLACED: &str = "Placed";
     /// Server: it serves. Pool: at least one pod can host.
     pub const READY: &str = "Ready";
-    /// Server: its last sync is in the store, and not older than two sync intervals.
+    /// Server: its first record of this term, and what was last to be synced, are in the store.
     pub const DURABLE: &str = "Durable";
     /// Handoff: it has ended, one way or another.
     pub const COMPLETE: &str = "Complete";
+
+    /// All of them.
+    pub const ALL: [&str; 5] = [ACCEPTED, PLACED, READY, DURABLE, COMPLETE];
 }

@@ -94,7 +94,7 @@ pub struct S3 {
     #[x_kube(validation = ("self.startsWith('-----BEGIN CERTIFICATE-----')", "write certificates in PEM text, beginning with -----BEGIN CERTIFICATE-----"))]
     pub ca_bundle: Option<String>,
     /// Secret with the keys `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, in the pool's namespace. It is for the
-    /// agent's container alone, and the operator never reads it. Default: the pod's workload identity.
+    /// agent's container alone, and the operator never reads it. Without one, the agent needs these variables by other means.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
 }

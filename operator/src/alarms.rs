@@ -2,41 +2,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crds::condition;
+use crds::{Reason, condition};
 use handoff::Instant;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::model::{Key, Kind};
-
-/// Reasons of servers' conditions that somebody must see to. What servers pass through in a rollout is not among them.
-const OF_SERVERS: [&str; 12] = [
-    "NoPool",
-    "Invalid",
-    "InvalidPool",
-    "TypeUnknown",
-    "PodsFull",
-    "HostRefused",
-    "StoreUnavailable",
-    "Corrupt",
-    "Deleted",
-    "OwnedElsewhere",
-    "RestoreUndecided",
-    "SyncFailed",
-];
-
-/// Why pods cannot host, in the agents' words; anything else is reported as [`UNKNOWN`].
-const OF_PODS: [&str; 9] = [
-    "HostUnreachable",
-    "HostSilent",
-    "HostInvalid",
-    "StoreDenied",
-    "StoreMisconfigured",
-    "StoreUnreachable",
-    "StoreIgnoresConditions",
-    "PrefixTaken",
-    "PoolInvalid",
-];
-const UNKNOWN: &str = "CannotHost";
 
 /// Objects of one pool that get an Event of their own for one reason in one [`WINDOW`]; the others have the condition.
 const MOST: u32 = 5;
@@ -48,25 +18,25 @@ const PASSING: Duration = Duration::from_secs(3);
 
 /// For how long a pod's problem is nobody's business.
 #[must_use]
-pub fn patience(reason: &str) -> Duration {
-    if matches!(reason, "HostUnreachable" | "HostSilent") { STARTING } else { PASSING }
+pub fn patience(reason: Reason) -> Duration {
+    if matches!(reason, Reason::HostUnreachable | Reason::HostSilent) { STARTING } else { PASSING }
 }
 
-/// The reason as a condition may have it.
+/// Why a pod cannot host, in its agent's word; a word from the network that no agent has is [`Reason::CannotHost`].
 #[must_use]
-pub fn of_pod(reason: &str) -> &'static str {
-    OF_PODS.into_iter().find(|known| *known == reason).unwrap_or(UNKNOWN)
+pub fn of_pod(reason: &str) -> Reason {
+    Reason::named(reason).filter(|known| known.is_of_pods()).unwrap_or(Reason::CannotHost)
 }
 
 /// What became wrong with a server between two of its statuses: the first bad condition that was not there before.
 #[must_use]
-pub fn of_server<'a>(before: &[Condition], now: &'a [Condition]) -> Option<(&'static str, &'a str)> {
+pub fn of_server<'a>(before: &[Condition], now: &'a [Condition]) -> Option<(Reason, &'a str)> {
     let told = |new: &Condition| {
         before.iter().any(|old| old.type_ == new.type_ && old.status == new.status && old.reason == new.reason)
     };
     [condition::ACCEPTED, condition::PLACED, condition::DURABLE].into_iter().find_map(|kind| {
         let new = now.iter().find(|new| new.type_ == kind && new.status == "False")?;
-        let reason = OF_SERVERS.into_iter().find(|known| *known == new.reason)?;
+        let reason = Reason::named(&new.reason).filter(|reason| reason.has_event())?;
         (!told(new)).then_some((reason, new.message.as_str()))
     })
 }
@@ -84,11 +54,11 @@ pub enum Turn {
 
 /// Bounds Events: ten thousand servers with one trouble are one trouble.
 #[derive(Clone, Debug, Default)]
-pub struct Budget(HashMap<(Kind, Key, &'static str), (Instant, u32)>);
+pub struct Budget(HashMap<(Kind, Key, Reason), (Instant, u32)>);
 
 impl Budget {
     /// Takes a turn for an object of this kind in this pool.
-    pub fn take(&mut self, kind: Kind, pool: &Key, reason: &'static str, now: Instant) -> Turn {
+    pub fn take(&mut self, kind: Kind, pool: &Key, reason: Reason, now: Instant) -> Turn {
         let (since, taken) = self.0.entry((kind, pool.clone(), reason)).or_insert((now, 0));
         if now - *since >= WINDOW {
             (*since, *taken) = (now, 0);
@@ -114,26 +84,26 @@ mod tests {
     use super::*;
     use crate::status::stamped;
 
-    fn conditions(words: &[(&str, &str, &str)]) -> Vec<Condition> {
+    fn conditions(words: &[(&str, &str, Reason)]) -> Vec<Condition> {
         let now = Timestamp::from_second(1).unwrap();
-        words.iter().map(|(kind, status, reason)| stamped(&[], 1, now, (kind, status, reason, "why"))).collect()
+        words.iter().map(|(kind, status, reason)| stamped(&[], 1, now, (kind, status, *reason, "why"))).collect()
     }
 
     #[test]
     fn only_what_became_wrong_and_needs_somebody_is_told() {
-        let fine = [("Accepted", "True", "Valid"), ("Placed", "True", "Assigned")];
-        let no_pool = [("Accepted", "False", "NoPool"), ("Placed", "False", "NoPool")];
-        let rolling = [("Accepted", "True", "Valid"), ("Placed", "False", "NoEligiblePod")];
-        let full = [("Accepted", "True", "Valid"), ("Placed", "False", "PodsFull")];
-        let large = [("Placed", "True", "Assigned"), ("Durable", "False", "SyncFailed")];
-        let cases: [(&[_], &[_], Option<&str>); 8] = [
+        let fine = [("Accepted", "True", Reason::Valid), ("Placed", "True", Reason::Assigned)];
+        let no_pool = [("Accepted", "False", Reason::NoPool), ("Placed", "False", Reason::NoPool)];
+        let rolling = [("Accepted", "True", Reason::Valid), ("Placed", "False", Reason::NoEligiblePod)];
+        let full = [("Accepted", "True", Reason::Valid), ("Placed", "False", Reason::PodsFull)];
+        let large = [("Placed", "True", Reason::Assigned), ("Durable", "False", Reason::SyncFailed)];
+        let cases: [(&[_], &[_], Option<Reason>); 8] = [
             (&[], &fine, None),
-            (&[], &no_pool, Some("NoPool")),
-            (&fine, &no_pool, Some("NoPool")),
+            (&[], &no_pool, Some(Reason::NoPool)),
+            (&fine, &no_pool, Some(Reason::NoPool)),
             (&no_pool, &no_pool, None),
             (&fine, &rolling, None),
-            (&rolling, &full, Some("PodsFull")),
-            (&fine, &large, Some("SyncFailed")),
+            (&rolling, &full, Some(Reason::PodsFull)),
+            (&fine, &large, Some(Reason::SyncFailed)),
             (&no_pool, &fine, None),
         ];
         for (before, now, expected) in cases {
@@ -146,17 +116,24 @@ mod tests {
     fn ten_thousand_servers_with_one_trouble_are_six_events_a_minute() {
         let mut budget = Budget::default();
         let pool = Key::new("ns", "rooms");
-        let mut take = |ms| budget.take(Kind::Server, &pool, "NoPool", Instant(Duration::from_millis(ms)));
+        let mut take = |ms| budget.take(Kind::Server, &pool, Reason::NoPool, Instant(Duration::from_millis(ms)));
         let turns: Vec<Turn> = (0..10_000).map(|_| take(0)).collect();
         assert_eq!(turns.iter().filter(|turn| **turn == Turn::Own).count(), 5);
         assert_eq!(turns.iter().filter(|turn| **turn == Turn::Rest).count(), 1);
         assert_eq!(take(59_999), Turn::None);
         assert_eq!(take(60_000), Turn::Own);
-        assert_eq!(budget.take(Kind::Server, &pool, "Corrupt", Instant(Duration::ZERO)), Turn::Own, "another trouble");
+        assert_eq!(
+            budget.take(Kind::Server, &pool, Reason::Corrupt, Instant(Duration::ZERO)),
+            Turn::Own,
+            "another trouble"
+        );
     }
 
     #[test]
     fn words_from_the_network_are_of_a_known_set() {
-        assert_eq!((of_pod("StoreDenied"), of_pod("x y\n")), ("StoreDenied", "CannotHost"));
+        assert_eq!(of_pod("StoreDenied"), Reason::StoreDenied);
+        for unknown in ["x y\n", "Drained", ""] {
+            assert_eq!(of_pod(unknown), Reason::CannotHost);
+        }
     }
 }

@@ -363,7 +363,7 @@ pub struct Note {
     /// Something is wrong.
     pub warning: bool,
     /// One word.
-    pub reason: &'static str,
+    pub reason: crds::Reason,
     /// What was done.
     pub action: &'static str,
     /// A sentence.

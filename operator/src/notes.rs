@@ -22,7 +22,7 @@ pub async fn run(client: Client, mut notes: mpsc::Receiver<Note>) {
     while let Some(note) = notes.recv().await {
         let event = Event {
             type_: if note.warning { EventType::Warning } else { EventType::Normal },
-            reason: note.reason.into(),
+            reason: note.reason.name().into(),
             note: Some(clip(&note.note, MAX_NOTE).to_owned()),
             action: note.action.into(),
             secondary: note.related.as_ref().map(|(kind, key)| reference(*kind, key, None)),

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use crds::Reason;
 use handoff::{Epoch, Instant, PodUid, claim::Supersedes};
 use wire::session::gone::How;
 
@@ -60,7 +61,7 @@ pub struct Outstanding {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// One word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// A sentence for people.
     pub message: String,
     /// It needs a person.
@@ -357,7 +358,7 @@ impl Ownership {
             "the log is at epoch {epoch} of pod {owner}; the server waits until that pod holds it again, gives it up, or is \
              known to be over"
         );
-        let trouble = Trouble { reason: "OwnedElsewhere", message, fatal: false };
+        let trouble = Trouble { reason: Reason::OwnedElsewhere, message, fatal: false };
         let grant = grantee.map(|to| Grant { over: self.grant.as_ref().is_some_and(|g| g.over && g.to == to), to });
         let same = self.epoch == epoch && self.owner.as_ref() == Some(&owner);
         let news = !same || self.grant != grant;

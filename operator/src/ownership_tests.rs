@@ -42,7 +42,7 @@ fn only(name: &str) -> Next {
 }
 
 fn trouble() -> Trouble {
-    Trouble { reason: "StoreUnavailable", message: String::new(), fatal: false }
+    Trouble { reason: Reason::StoreUnavailable, message: String::new(), fatal: false }
 }
 
 fn refused(epoch: u64, owner: &str, grantee: Option<&str>) -> Failure {

@@ -1,6 +1,6 @@
 //! What the status of servers and pools should be. Pure.
 
-use crds::{DurableServerPoolStatus, DurableServerStatus, LastHandoff, Phase, condition};
+use crds::{DurableServerPoolStatus, DurableServerStatus, LastHandoff, Phase, Reason, condition};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde::Serialize;
@@ -103,12 +103,12 @@ impl ServerFacts<'_> {
     }
 
     fn conditions(&self, phase: Phase) -> Vec<Condition> {
-        let set = |kind, (status, reason, message): (&str, &str, &str)| self.condition(kind, status, reason, message);
+        let set = |kind, (status, reason, message): (&str, Reason, &str)| self.condition(kind, status, reason, message);
         let no_pool = self.poolless.map(|pool| no_pool(pool, self.held.is_some())).unwrap_or_default();
         let accepted = match &self.refused {
-            _ if self.poolless.is_some() => ("False", "NoPool", no_pool.as_str()),
-            Some(why) => ("False", "Invalid", why.as_str()),
-            None => ("True", "Valid", ""),
+            _ if self.poolless.is_some() => ("False", Reason::NoPool, no_pool.as_str()),
+            Some(why) => ("False", Reason::Invalid, why.as_str()),
+            None => ("True", Reason::Valid, ""),
         };
         let mut conditions = vec![
             set(condition::ACCEPTED, accepted),
@@ -123,14 +123,14 @@ impl ServerFacts<'_> {
         conditions
     }
 
-    fn placed(&self, phase: Phase) -> (&str, &str, &str) {
+    fn placed(&self, phase: Phase) -> (&str, Reason, &str) {
         let waiting = self.ownership.trouble.as_ref().or(self.unplaced);
         match phase {
-            Phase::Pending | Phase::Failed => waiting.map_or(("False", "Waiting", self.waits_for()), |trouble| {
+            Phase::Pending | Phase::Failed => waiting.map_or(("False", Reason::Waiting, self.waits_for()), |trouble| {
                 ("False", trouble.reason, clip(&trouble.message, MAX_MESSAGE))
             }),
-            Phase::Stopped => ("False", "Stopped", "its pod shut down, and permanent is false"),
-            _ => ("True", "Assigned", ""),
+            Phase::Stopped => ("False", Reason::Stopped, "its pod shut down, and permanent is false"),
+            _ => ("True", Reason::Assigned, ""),
         }
     }
 
@@ -145,33 +145,33 @@ impl ServerFacts<'_> {
         }
     }
 
-    fn ready(&self, phase: Phase) -> (&str, &'static str, &str) {
+    fn ready(&self, phase: Phase) -> (&str, Reason, &str) {
         match phase {
             _ if self.silent => {
-                ("Unknown", "AgentSilent", "the pod's agent is not connected to the operator; it may serve still")
+                ("Unknown", Reason::AgentSilent, "the pod's agent is not connected to the operator; it may serve still")
             }
-            Phase::Running => ("True", "Serving", ""),
-            Phase::HandingOff => ("True", "HandingOff", "another pod is taking it over"),
-            Phase::Pending => ("False", "Pending", "it has no pod: condition Placed says why"),
+            Phase::Running => ("True", Reason::Serving, ""),
+            Phase::HandingOff => ("True", Reason::HandingOff, "another pod is taking it over"),
+            Phase::Pending => ("False", Reason::Pending, "it has no pod: condition Placed says why"),
             Phase::Starting => {
-                ("False", "Starting", "its pod was told to start it and has not said yet that it serves")
+                ("False", Reason::Starting, "its pod was told to start it and has not said yet that it serves")
             }
-            Phase::Stopping => ("False", "Stopping", "it is being stopped, its last state being written"),
-            Phase::Stopped => ("False", "Stopped", "its pod shut down, and permanent is false"),
-            Phase::Failed => ("False", "Failed", "it cannot run: condition Placed says why"),
+            Phase::Stopping => ("False", Reason::Stopping, "it is being stopped, its last state being written"),
+            Phase::Stopped => ("False", Reason::Stopped, "its pod shut down, and permanent is false"),
+            Phase::Failed => ("False", Reason::Failed, "it cannot run: condition Placed says why"),
         }
     }
 
-    fn durable(&self) -> Option<(&str, &'static str, &str)> {
+    fn durable(&self) -> Option<(&str, Reason, &str)> {
         let held = self.held?;
         Some(match (held.error.is_empty(), held.durable) {
-            (false, _) => ("False", "SyncFailed", clip(&held.error, MAX_MESSAGE)),
-            (true, true) => ("True", "Synced", ""),
-            (true, false) => ("False", "FirstRecordPending", "its owner's first record is not written yet"),
+            (false, _) => ("False", Reason::SyncFailed, clip(&held.error, MAX_MESSAGE)),
+            (true, true) => ("True", Reason::Synced, ""),
+            (true, false) => ("False", Reason::FirstRecordPending, "its owner's first record is not written yet"),
         })
     }
 
-    fn condition(&self, kind: &str, status: &str, reason: &str, message: &str) -> Condition {
+    fn condition(&self, kind: &str, status: &str, reason: Reason, message: &str) -> Condition {
         stamped(&self.previous.conditions, self.generation, self.now, (kind, status, reason, message))
     }
 }
@@ -185,7 +185,7 @@ fn no_pool(pool: &str, serves: bool) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// One word.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// A sentence.
     pub message: String,
 }
@@ -219,17 +219,19 @@ impl PoolFacts<'_> {
     pub fn status(&self) -> DurableServerPoolStatus {
         let count = |n| u32::try_from(n).unwrap_or(u32::MAX);
         let accepted = match &self.refused {
-            Some(why) => ("False", "Invalid", why.as_str()),
-            None => ("True", "Valid", ""),
+            Some(why) => ("False", Reason::Invalid, why.as_str()),
+            None => ("True", Reason::Valid, ""),
         };
         let ready = match (self.eligible, self.pods, self.problem) {
             (0, 0, _) => {
-                ("False", "NoPods", "no pod with the label durableserver.io/pool has an agent that is connected")
+                ("False", Reason::NoPods, "no pod with the label durableserver.io/pool has an agent that is connected")
             }
             (0, _, Some(problem)) => ("False", problem.reason, problem.message.as_str()),
-            (0, _, None) => ("False", "NoEligiblePod", "no pod is ready, on a schedulable node and not about to stop"),
-            (_, _, Some(problem)) => ("True", "SomePodsCannotHost", problem.message.as_str()),
-            (_, _, None) => ("True", "PodsCanHost", ""),
+            (0, _, None) => {
+                ("False", Reason::NoEligiblePod, "no pod is ready, on a schedulable node and not about to stop")
+            }
+            (_, _, Some(problem)) => ("True", Reason::SomePodsCannotHost, problem.message.as_str()),
+            (_, _, None) => ("True", Reason::PodsCanHost, ""),
         };
         let set = |kind, (status, reason, message)| {
             stamped(&self.previous.conditions, self.generation, self.now, (kind, status, reason, message))
@@ -254,13 +256,13 @@ pub fn stamped(
     previous: &[Condition],
     generation: i64,
     now: Timestamp,
-    (kind, status, reason, message): (&str, &str, &str, &str),
+    (kind, status, reason, message): (&str, &str, Reason, &str),
 ) -> Condition {
     let before = find(previous, kind).filter(|before| before.status == status);
     Condition {
         type_: kind.to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.name().to_owned(),
         message: clip(message, MAX_MESSAGE).to_owned(),
         last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
         observed_generation: Some(generation),

@@ -51,7 +51,7 @@ fn phases() {
     let fresh = DurableServerStatus::default();
     let was_running = DurableServerStatus { phase: Some(Phase::Running), ..DurableServerStatus::default() };
     let waiting = Outstanding { id: 1, to: PodUid("u1".into()), since: Instant(Duration::ZERO) };
-    let fatal = Trouble { reason: "Corrupt", message: "m".into(), fatal: true };
+    let fatal = Trouble { reason: Reason::Corrupt, message: "m".into(), fatal: true };
     let active = held(session::Phase::Active);
     let moving = held(session::Phase::HandingOff);
     let (held_, unheard, over) = (owned(Standing::Held), owned(Standing::Unheard), owned(Standing::Over));
@@ -78,7 +78,7 @@ fn phases() {
 fn conditions_say_why_and_keep_their_time() {
     let ownership = owned(Standing::Over);
     let fresh = DurableServerStatus::default();
-    let none = Trouble { reason: "NoEligiblePod", message: "no pod is ready".into(), fatal: false };
+    let none = Trouble { reason: Reason::NoEligiblePod, message: "no pod is ready".into(), fatal: false };
     let first = ServerFacts { unplaced: Some(&none), ..facts(&ownership, &fresh) }.status();
     assert_eq!(word(&first, condition::PLACED), ("False", "NoEligiblePod"));
     assert_eq!(word(&first, condition::READY), ("False", "Pending"));
@@ -143,7 +143,7 @@ fn every_field_that_may_be_absent_is_listed() {
     let keys = |value: Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let some = Some("x".to_owned());
     let time = Some(Time(wall(1)));
-    let conditions = vec![stamped(&[], 1, wall(1), ("t", "True", "R", ""))];
+    let conditions = vec![stamped(&[], 1, wall(1), ("t", "True", Reason::Valid, ""))];
     let last_handoff = LastHandoff {
         from: "a".into(),
         to: some.clone(),
@@ -196,7 +196,7 @@ fn every_field_that_may_be_absent_is_listed() {
 #[test]
 fn a_pool_says_what_it_lacks() {
     let previous = DurableServerPoolStatus::default();
-    let denied = Problem { reason: "StoreDenied", message: "pod rooms-1 cannot host: no access".into() };
+    let denied = Problem { reason: Reason::StoreDenied, message: "pod rooms-1 cannot host: no access".into() };
     let facts = |eligible, pods, problem| PoolFacts {
         generation: 1,
         refused: None,

@@ -2,70 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be read is a failed test")]
 
+mod sources;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
 
 use promql_parser::label::MatchOp;
 use promql_parser::parser::{self, Expr, VectorSelector};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::Value;
 
+use sources::{Exporter, exporter, read};
+
 /// What Prometheus adds to every series of a pod, and what a histogram's buckets have.
 const GIVEN: [&str; 3] = ["namespace", "pod", "le"];
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// Everything that a crate says, without its tests.
-fn sources(directory: &Path, into: &mut String) {
-    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
-        if entry.file_type().unwrap().is_dir() {
-            sources(&entry.path(), into);
-        } else {
-            let text = fs::read_to_string(entry.path()).unwrap();
-            into.push_str(text.split("#[cfg(test)]").next().unwrap_or_default());
-        }
-    }
-}
-
-/// The metrics that a source registers, and all that its crate says.
-struct Exporter {
-    names: BTreeSet<String>,
-    says: String,
-}
-
-fn exporter(crate_name: &str, prefix: &str, also: &[&str]) -> Exporter {
-    let source = read(&format!("{crate_name}/src/metrics.rs"));
-    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
-    let mut names = BTreeSet::new();
-    for (marker, suffixes) in [
-        ("HistogramOpts::new(", &["_bucket", "_sum", "_count"][..]),
-        (" Opts::new(", &[""]),
-        ("(Opts::new(", &[""]),
-        ("Gauge::new(", &[""]),
-        ("gauge(", &[""]),
-        ("counters(", &[""]),
-    ] {
-        for after in source.split(marker).skip(1) {
-            let after = after.trim_start();
-            let after = after.strip_prefix("&registry,").unwrap_or(after).trim_start();
-            if let Some((name, _)) = after.strip_prefix('"').and_then(|literal| literal.split_once('"')) {
-                names.extend(suffixes.iter().map(|suffix| format!("{prefix}{name}{suffix}")));
-            }
-        }
-    }
-    let mut says = String::new();
-    for directory in [crate_name].iter().chain(also) {
-        sources(&repository().join(directory).join("src"), &mut says);
-    }
-    Exporter { names, says }
-}
 
 fn exporters() -> [Exporter; 2] {
     [exporter("operator", "", &["wire", "crds"]), exporter("agent", "durable_agent_", &["store"])]
@@ -112,7 +61,7 @@ fn problems(query: &str) -> Vec<String> {
     let mut of_these = String::new();
     for selector in &asked.selectors {
         let name = selector.name.clone().unwrap_or_default();
-        let Some(exporter) = exporters.iter().find(|exporter| exporter.names.contains(&name)) else {
+        let Some(exporter) = exporters.iter().find(|exporter| exporter.series().contains(&name)) else {
             problems.push(format!("nobody exports {name}"));
             continue;
         };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crds::Reason;
 use handoff::{Instant, PodUid, ServerUid};
 
 use super::{Session, World};
@@ -26,7 +27,7 @@ impl World {
     }
 
     /// Tells of one server, or of its pool if there are many like it.
-    pub(super) fn alarm(&mut self, uid: &ServerUid, reason: &'static str, message: &str, now: Instant) {
+    pub(super) fn alarm(&mut self, uid: &ServerUid, reason: Reason, message: &str, now: Instant) {
         let Some(server) = self.servers.get(uid) else { return };
         let key = Key::new(server.id.namespace.clone(), server.id.name.clone());
         let (pool, id) = (server.pool.clone(), server.id.uid.0.clone());
@@ -34,7 +35,8 @@ impl World {
             Turn::Own => self.warn(Kind::Server, key, id, reason, message),
             Turn::Rest => {
                 let note = format!(
-                    "more servers have the trouble {reason} than are told of one by one: kubectl get dsrv shows them; {message}"
+                    "more servers have the trouble {} than are told of one by one: kubectl get dsrv shows them; {message}",
+                    reason.name()
                 );
                 // A pool that does not exist has no Event; its first servers had.
                 if let Some(object) = self.pools.get(&pool).and_then(|pool| pool.object.as_ref()) {
@@ -51,7 +53,9 @@ impl World {
         let pods = &self.pools.get(key)?.pods;
         let sessions = pods.iter().filter_map(|pod| self.cluster.sessions.get(pod));
         let lasts = |session: &&Session| {
-            session.problem_since.is_some_and(|since| now - since >= alarms::patience(&session.problem_reason))
+            session
+                .problem_since
+                .is_some_and(|since| now - since >= alarms::patience(alarms::of_pod(&session.problem_reason)))
         };
         let mut troubled = sessions.filter(|session| !session.draining).filter(lasts);
         let first = troubled.next()?;
@@ -87,18 +91,18 @@ impl World {
         }
         entry.warned = Some(now);
         let key = entry.pod.key.clone();
-        if self.budget.take(Kind::Pod, pool, "NoPool", now) == Turn::Own {
+        if self.budget.take(Kind::Pod, pool, Reason::NoPool, now) == Turn::Own {
             let note = format!(
                 "its label durableserver.io/pool names {}, but there is no such DurableServerPool in this namespace, or it \
                  is not accepted: the pod hosts nothing until there is one",
                 pool.name
             );
-            self.warn(Kind::Pod, key, uid.0.clone(), "NoPool", &note);
+            self.warn(Kind::Pod, key, uid.0.clone(), Reason::NoPool, &note);
         }
     }
 
-    fn warn(&mut self, kind: Kind, key: Key, uid: String, reason: &'static str, note: &str) {
-        tracing::warn!(kind = kind.name(), object = %key, reason, note, "alarm");
+    fn warn(&mut self, kind: Kind, key: Key, uid: String, reason: Reason, note: &str) {
+        tracing::warn!(kind = kind.name(), object = %key, reason = reason.name(), note, "alarm");
         let note = clip(note, MAX_NOTE).to_owned();
         self.effects.push(Effect::Publish(Box::new(Note {
             kind,

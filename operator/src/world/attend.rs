@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crds::settings;
+use crds::{Reason, settings};
 use handoff::{
     Instant, PodUid, ServerUid,
     claim::Supersedes,
@@ -159,24 +159,27 @@ impl World {
         let server = self.servers.get_mut(uid)?;
         let trouble = |reason, message| Some(Trouble { reason, message, fatal: false });
         if let Some(refused) = &server.refused {
-            return trouble("Invalid", refused.clone());
+            return trouble(Reason::Invalid, refused.clone());
         }
         let pool = self.pools.get(&server.pool);
         if pool.is_none_or(|pool| pool.object.is_none()) {
-            return trouble("NoPool", format!("there is no DurableServerPool {} in this namespace", server.pool.name));
+            return trouble(
+                Reason::NoPool,
+                format!("there is no DurableServerPool {} in this namespace", server.pool.name),
+            );
         }
         if pool.is_none_or(|pool| pool.settings.is_none()) {
             return trouble(
-                "InvalidPool",
+                Reason::InvalidPool,
                 format!("pool {} is not accepted: see its condition Accepted", server.pool.name),
             );
         }
         if server.spec.cordoned == Some(true) {
-            return trouble("Cordoned", "spec.cordoned is true".into());
+            return trouble(Reason::Cordoned, "spec.cordoned is true".into());
         }
         server.stopped = server.stopped || ended_for_good(server, &self.cluster);
         if server.stopped {
-            return trouble("Stopped", "its pod shut down, and permanent is false".into());
+            return trouble(Reason::Stopped, "its pod shut down, and permanent is false".into());
         }
         None
     }
@@ -193,8 +196,8 @@ impl World {
         let Some(server) = self.servers.get_mut(uid) else { return };
         server.unplaced = None;
         METRICS.assignments.with_label_values(&["sent"]).inc();
-        let (assignment, superseded) = (assign.assignment, assign.superseded_epoch);
-        tracing::debug!(server = %server.id, %pod, assignment, superseded, "assign");
+        let (assignment, over) = (assign.assignment, assign.superseded_epoch);
+        tracing::debug!(server = %server.id, %pod, assignment, superseded = over, "assign");
         self.effects.push(Effect::Send(session, to_agent::Body::Assign(assign)));
     }
 }
@@ -225,7 +228,7 @@ fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
     let pool = &server.pool.name;
     let (reason, message) = if full {
         (
-            "PodsFull",
+            Reason::PodsFull,
             format!(
                 "every pod of pool {pool} that can host is full: add replicas, or raise maxServersPerPod in the pool's \
                  placement or in its entry for type {}",
@@ -234,9 +237,9 @@ fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
         )
     } else if cannot_load {
         let what = need.state_version.map_or(String::new(), |version| format!(" with state version {version}"));
-        ("TypeUnknown", format!("no pod of pool {pool} can load type {}{what}", need.kind))
+        (Reason::TypeUnknown, format!("no pod of pool {pool} can load type {}{what}", need.kind))
     } else {
-        ("NoEligiblePod", format!("no pod of pool {pool} can host now: see the pool's condition Ready"))
+        (Reason::NoEligiblePod, format!("no pod of pool {pool} can host now: see the pool's condition Ready"))
     };
     Trouble { reason, message, fatal: false }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crds::ReclaimPolicy;
+use crds::{Reason, ReclaimPolicy};
 use handoff::{Instant, PodUid, ServerId, ServerUid, claim::Supersedes};
 use wire::session::{Assign, Bury, Stop, to_agent};
 
@@ -148,7 +148,7 @@ impl World {
             "it is deleted, but its log stays as it is: no agent of its pool closed it in time. A new server of this name \
              may ask what spec.restoreFrom is to be. If the state is not wanted: {command}"
         );
-        self.alarm(uid, "LogStays", &note, now);
+        self.alarm(uid, Reason::LogStays, &note, now);
     }
 }
 

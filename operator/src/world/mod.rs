@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, settings};
+use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, Reason, settings};
 use handoff::{Instant, PodUid, ServerId, ServerUid};
 
 pub use bury::{Deletion, FINALIZER};
@@ -112,7 +112,7 @@ pub struct Pool {
     status_since: Option<Instant>,
     own_status: Option<DurableServerPoolStatus>,
     /// The problem that people were last told of, and when.
-    alarmed: Option<(&'static str, Instant)>,
+    alarmed: Option<(Reason, Instant)>,
 }
 
 /// Everything.

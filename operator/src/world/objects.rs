@@ -1,6 +1,6 @@
 //! Kubernetes' objects come, change and go.
 
-use crds::{Phase, settings};
+use crds::{Phase, Reason, settings};
 use handoff::{Epoch, Instant, PodUid, ServerUid};
 use jiff::Timestamp;
 use serde_json::json;
@@ -286,7 +286,7 @@ impl World {
             return;
         }
         tracing::warn!(kind = object.kind.name(), object = %object.key, error = object.error, "malformed object");
-        let words = (crds::condition::ACCEPTED, "False", "Malformed", object.error.as_str());
+        let words = (crds::condition::ACCEPTED, "False", Reason::Malformed, object.error.as_str());
         let condition = status::stamped(&[], object.generation, wall, words);
         self.effects.push(Effect::Write(Write {
             kind: object.kind,
@@ -299,7 +299,7 @@ impl World {
             uid: object.uid.clone(),
             related: None,
             warning: true,
-            reason: "Malformed",
+            reason: Reason::Malformed,
             action: "Read",
             note: format!("cannot be read, so nothing is done about it: {}", object.error),
         })));

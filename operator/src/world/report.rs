@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crds::{HandoffPhase, HandoffSpec, Trigger};
+use crds::{HandoffPhase, HandoffSpec, Reason, Trigger};
 use handoff::{Instant, PodUid, ServerUid};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -126,7 +126,7 @@ impl World {
         }
         .status();
         let (settled, news) = (pool.settled, status != *previous);
-        let invalid = refused.map(|message| Problem { reason: "Invalid", message });
+        let invalid = refused.map(|message| Problem { reason: Reason::Invalid, message });
         self.pool_alarm(key, invalid.as_ref().or(problem.as_ref()), now.mono);
         if !news || !settled {
             return;
@@ -215,7 +215,7 @@ impl World {
             uid: pool.map(|pool| pool.uid.clone()).unwrap_or_default(),
             related: Some((Kind::Handoff, drain.key.clone())),
             warning: failed,
-            reason: if failed { "DrainFailed" } else { "Drained" },
+            reason: if failed { Reason::DrainFailed } else { Reason::Drained },
             action: "Drain",
             note: drain.summary(),
         };
@@ -239,7 +239,7 @@ impl World {
         let Some(handoff) = self.handoffs.get_mut(key) else { return };
         handoff.phase = Some(HandoffPhase::Failed);
         let why = "the pod ended while no operator was watching";
-        let condition = status::stamped(&[], 1, now, (crds::condition::COMPLETE, "True", "Failed", why));
+        let condition = status::stamped(&[], 1, now, (crds::condition::COMPLETE, "True", Reason::Failed, why));
         let fields = json!({
             "phase": HandoffPhase::Failed, "completionTime": Time(now), "blockedBy": null, "conditions": [condition],
         });

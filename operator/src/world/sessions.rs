@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crds::{HandoffOutcome, LastHandoff};
+use crds::{HandoffOutcome, LastHandoff, Reason};
 use handoff::{Epoch, Instant, PodUid, ServerId, ServerUid};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use wire::{
@@ -368,11 +368,11 @@ fn failure(pod: &PodUid, failed: &AssignFailed) -> Failure {
             owner: PodUid(failed.newest_pod_uid.clone()),
             grantee: Some(PodUid(failed.grantee_pod_uid.clone())).filter(|grantee| !grantee.0.is_empty()),
         },
-        Why::Host => Failure::Pod(trouble("HostRefused", false), claimed),
-        Why::NotHere => Failure::Pod(trouble("PodRefused", false), claimed),
-        Why::Store | Why::Unspecified => Failure::Everywhere(trouble("StoreUnavailable", false)),
+        Why::Host => Failure::Pod(trouble(Reason::HostRefused, false), claimed),
+        Why::NotHere => Failure::Pod(trouble(Reason::PodRefused, false), claimed),
+        Why::Store | Why::Unspecified => Failure::Everywhere(trouble(Reason::StoreUnavailable, false)),
         Why::Corrupt => Failure::Everywhere(Trouble {
-            reason: "Corrupt",
+            reason: Reason::Corrupt,
             message: format!(
                 "its log cannot be read, or lacks what was written, and it is not started from an older state by itself: \
                  {message}. Restore the object in the store; it is tried again every minute"
@@ -380,12 +380,12 @@ fn failure(pod: &PodUid, failed: &AssignFailed) -> Failure {
             fatal: true,
         }),
         Why::Undecided => Failure::Everywhere(Trouble {
-            reason: "RestoreUndecided",
+            reason: Reason::RestoreUndecided,
             message: format!("{message}. It is tried again every minute"),
             fatal: true,
         }),
         Why::Deleted => Failure::Everywhere(Trouble {
-            reason: "Deleted",
+            reason: Reason::Deleted,
             message: format!("its log ends in a Tombstone: delete this resource and make a new one. {message}"),
             fatal: true,
         }),

@@ -3,7 +3,7 @@
 use super::*;
 
 fn reasons(story: &Story) -> Vec<(Kind, String, &'static str)> {
-    story.notes.iter().map(|note| (note.kind, note.key.name.clone(), note.reason)).collect()
+    story.notes.iter().map(|note| (note.kind, note.key.name.clone(), note.reason.name())).collect()
 }
 
 fn word(status: &Value, kind: &str) -> (String, String, String) {

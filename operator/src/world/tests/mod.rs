@@ -94,7 +94,10 @@ impl Story {
                 Effect::Send(id, body) => self.sessions.entry(id.0).or_default().push(body),
                 Effect::Close(id, refusal) => self.closed.push((id.0, refusal)),
                 Effect::Write(write) => self.writes.push(write),
-                Effect::Publish(note) => self.notes.push(*note),
+                Effect::Publish(note) => {
+                    assert!(note.reason.has_event(), "{note:?}");
+                    self.notes.push(*note);
+                }
                 Effect::Certify { session, pod, .. } => self.certified.push((session.0, pod)),
             }
         }
