@@ -41,8 +41,12 @@ async fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
 
 async fn install(cluster: &Cluster, chart: &str, values: &[&str]) -> Result<()> {
     let mut arguments = vec!["upgrade", "--install", RELEASE, chart, "-n", SYSTEM, "--wait", "--timeout", "90s"];
+    // Given no values, Helm takes those of the release that is there.
+    arguments.push("--reset-values");
     arguments.extend(values.iter().flat_map(|value| ["--set", value]));
-    helm(cluster, &arguments).await.map(drop)
+    helm(cluster, &arguments).await?;
+    // Until the last earlier operator is gone: it would still answer the webhook.
+    cluster.scale(SYSTEM, OPERATOR, 2).await
 }
 
 /// The version before this one, in place of this one.

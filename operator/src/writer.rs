@@ -57,40 +57,54 @@ pub trait Sink: Send + Sync + 'static {
 
 type Object = (Kind, Key);
 
+/// As text: ten thousand statuses that wait for their turn as values would be most of the operator's memory.
+struct Packed(Box<str>);
+
+impl Packed {
+    fn pack(body: &Value) -> Self {
+        Self(body.to_string().into())
+    }
+
+    /// What was packed: a value's own text always reads.
+    fn unpack(self) -> Arc<Value> {
+        Arc::new(serde_json::from_str(&self.0).unwrap_or_default())
+    }
+}
+
 #[derive(Default)]
 struct Pending {
-    create: Option<Arc<Value>>,
-    metadata: Option<Arc<Value>>,
-    status: Option<Arc<Value>>,
+    create: Option<Packed>,
+    metadata: Option<Packed>,
+    status: Option<Packed>,
     delete: bool,
 }
 
 impl Pending {
-    fn put(&mut self, what: What) {
+    fn put(&mut self, what: &What) {
         match what {
-            What::Create(body) => self.create = Some(body),
-            What::Metadata(body) => self.metadata = Some(body),
-            What::Status(body) => self.status = Some(body),
+            What::Create(body) => self.create = Some(Packed::pack(body)),
+            What::Metadata(body) => self.metadata = Some(Packed::pack(body)),
+            What::Status(body) => self.status = Some(Packed::pack(body)),
             What::Delete => self.delete = true,
         }
     }
 
     /// Puts back what could not be written, unless there is newer word.
-    fn put_back(&mut self, what: What) {
+    fn put_back(&mut self, what: &What) {
         match what {
-            What::Create(body) => _ = self.create.get_or_insert(body),
-            What::Metadata(body) => _ = self.metadata.get_or_insert(body),
-            What::Status(body) => _ = self.status.get_or_insert(body),
+            What::Create(body) => _ = self.create.get_or_insert_with(|| Packed::pack(body)),
+            What::Metadata(body) => _ = self.metadata.get_or_insert_with(|| Packed::pack(body)),
+            What::Status(body) => _ = self.status.get_or_insert_with(|| Packed::pack(body)),
             What::Delete => self.delete = true,
         }
     }
 
     fn take(&mut self) -> Option<What> {
-        let create = self.create.take().map(What::Create);
-        let metadata = || self.metadata.take().map(What::Metadata);
+        let create = self.create.take().map(|body| What::Create(body.unpack()));
+        let metadata = || self.metadata.take().map(|body| What::Metadata(body.unpack()));
         create
             .or_else(metadata)
-            .or_else(|| self.status.take().map(What::Status))
+            .or_else(|| self.status.take().map(|body| What::Status(body.unpack())))
             .or_else(|| std::mem::take(&mut self.delete).then_some(What::Delete))
     }
 
@@ -114,7 +128,7 @@ impl Queue {
     fn push(&mut self, write: Write) {
         let object = (write.kind, write.key);
         let known = self.pending.contains_key(&object);
-        self.pending.entry(object.clone()).or_default().put(write.what);
+        self.pending.entry(object.clone()).or_default().put(&write.what);
         if !known && !self.under_way.contains(&object) {
             self.enqueue(object);
         }
@@ -135,7 +149,7 @@ impl Queue {
         Some((object, what))
     }
 
-    fn done(&mut self, object: Object, what: What, outcome: Outcome, now: Instant) {
+    fn done(&mut self, object: Object, what: &What, outcome: Outcome, now: Instant) {
         self.under_way.remove(&object);
         if outcome == Outcome::Again {
             self.pending.entry(object.clone()).or_default().put_back(what);
@@ -179,7 +193,7 @@ pub async fn run(sink: Arc<dyn Sink>, mut writes: mpsc::UnboundedReceiver<Write>
                     // A closed channel means that the operator stops.
                     let _ = events.send(Event::Recorded(object.1.clone(), body.clone())).await;
                 }
-                queue.done(object, what, outcome, Instant::now());
+                queue.done(object, &what, outcome, Instant::now());
             }
             _ = pace.tick(), if queue.has_work() && under_way.len() < AT_ONCE => {
                 if let Some((object, what)) = queue.pop() {
