@@ -77,8 +77,8 @@ mod tests {
         Ok(state.map_or_else(String::new, |state| String::from_utf8(state.body.to_vec()).unwrap()))
     }
 
-    fn uid(uid: &str) -> Option<RestoreFrom> {
-        Some(RestoreFrom { uid: Some(uid.into()), fresh: None })
+    fn uid(uid: &str) -> RestoreFrom {
+        RestoreFrom { uid: Some(uid.into()), fresh: None }
     }
 
     #[tokio::test]
@@ -89,12 +89,12 @@ mod tests {
         assert_eq!(begins(&pool, None).await.as_deref(), Ok(""));
         left(&pool, "kept", Kind::Tombstone { delete: false }).await;
         assert_eq!(begins(&pool, None).await.as_deref(), Ok("kept"));
-        assert_eq!(begins(&pool, uid("unwanted")).await.as_deref(), Ok("unwanted"));
-        assert_eq!(begins(&pool, uid("none")).await, Err(Why::Undecided));
+        assert_eq!(begins(&pool, Some(uid("unwanted"))).await.as_deref(), Ok("unwanted"));
+        assert_eq!(begins(&pool, Some(uid("none"))).await, Err(Why::Undecided));
         let fresh = RestoreFrom { uid: None, fresh: Some(true) };
         assert_eq!(begins(&pool, Some(fresh)).await.as_deref(), Ok(""));
         left(&pool, "died", Kind::Claim).await;
         assert_eq!(begins(&pool, None).await, Err(Why::Undecided));
-        assert_eq!(begins(&pool, uid("died")).await.as_deref(), Ok("died"));
+        assert_eq!(begins(&pool, Some(uid("died"))).await.as_deref(), Ok("died"));
     }
 }

@@ -17,7 +17,7 @@ use super::{Name, Place, Store, kind_of, name_of};
 /// How often it is tried anew because whoever runs the server wrote a record in between.
 const TRIES: usize = 5;
 /// For one try.
-const APPEND: Duration = Duration::from_secs(60);
+const APPEND: Duration = Duration::from_mins(1);
 /// Who the record says has written it. No pod has such a uid.
 const WRITER: &str = "store-restore";
 

@@ -1,5 +1,6 @@
 //! Deleted servers: their logs are closed, and their resources do not wait for ever.
 
+use crds::Reason;
 use wire::session::Bury;
 
 use super::*;
@@ -39,7 +40,7 @@ fn answer(story: &mut Story, (session, bury): &(u64, Bury), why: Why) {
 
 /// What people were told of logs that stay.
 fn told(story: &Story) -> Vec<String> {
-    story.notes.iter().filter(|note| note.reason == "LogStays").map(|note| note.note.clone()).collect()
+    story.notes.iter().filter(|note| note.reason == Reason::LogStays).map(|note| note.note.clone()).collect()
 }
 
 #[test]
