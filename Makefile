@@ -13,8 +13,6 @@ export CC_x86_64_unknown_linux_musl := musl-gcc
 export CARGO_TERM_COLOR ?= never
 # Errors are sentences; a stripped binary has no more to say.
 export RUST_LIB_BACKTRACE ?= 0
-# The S3 server that the store's tests start: the one that setup builds. Else they look for one that no setup makes.
-export WEED ?= $(DURABLE_CACHE)/cluster/bin/weed
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 BUILT := $(CARGO_TARGET_DIR)/$(CARGO_BUILD_TARGET)/release
