@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use crds::DurableServerPoolSpec;
-use handoff::{Generation, Instant, PodUid, ServerId, drain, log::Writer};
+use handoff::{Instant, PodUid, ServerId, drain};
 use store::{Lanes, Log, StoreError, count::Counts};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -21,8 +21,15 @@ use tokio::{
 use wire::session::{FromAgent, from_agent};
 
 use crate::{
-    config::Config, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics, problem::Problem,
-    routes::Routes, servers::Servers,
+    config::Config,
+    draining::Draining,
+    gateway::Gateway,
+    host::HostClient,
+    lease::{Keeper, boot_time},
+    metrics::Metrics,
+    problem::Problem,
+    routes::Routes,
+    servers::Servers,
 };
 
 /// How long a control call to the host may take where no setting says otherwise. The contract's calls work in memory.
@@ -140,8 +147,8 @@ pub struct Agent {
     pub config: Config,
     /// Time for the pure machines.
     pub clock: Clock,
-    /// This run of the agent.
-    pub me: Writer,
+    /// For how long this agent may serve, and which of its generations this is.
+    pub lease: Keeper,
     /// The host.
     pub host: HostClient,
     /// What the host said of itself; `None` while it does not answer.
@@ -190,12 +197,12 @@ impl Agent {
     /// An agent that has not begun anything.
     #[must_use]
     pub fn new(config: Config, routes: Routes, gateway: Gateway, host: HostClient, metrics: Metrics) -> Arc<Self> {
-        let me = Writer { pod: PodUid(config.pod_uid.clone()), generation: Generation(rand::random()) };
+        let lease = Keeper::new(PodUid(config.pod_uid.clone()), boot_time, host.gate());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             config,
             clock: Clock::start(),
-            me,
+            lease,
             host,
             described: watch::Sender::new(None),
             routes,

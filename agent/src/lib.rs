@@ -5,8 +5,9 @@
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
 //!  sync, cleanup                                         snapshots of what changed; old records
+//!  lease                                                 for how long all of this may go on, and its end
 //!  gateway, routes                                       users' requests, wherever the server is
-//!  host                                                  client of the host contract
+//!  host, gate                                            client of the host contract; closed when the lease is over
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  agent                                                 what all of them share
 //! ```
@@ -18,10 +19,12 @@ pub mod config;
 pub mod connections;
 pub mod dial;
 pub mod draining;
+pub mod gate;
 pub mod gateway;
 pub mod give;
 pub mod hooks;
 pub mod host;
+pub mod lease;
 pub mod metrics;
 pub mod peer;
 pub mod problem;

@@ -43,6 +43,7 @@ impl From<&HostError> for Problem {
                 format!("{error}: look whether the main container runs, and listens on host.sock in the shared volume"),
             ),
             HostError::Timeout(_) => Self::new("HostSilent", error.to_string()),
+            HostError::LeaseOver => Self::new("LeaseOver", error.to_string()),
             HostError::Invalid(_) | HostError::Refused { .. } | HostError::TooLarge(_) => Self::new(
                 "HostInvalid",
                 format!("{error}: durable-agent check-host explains what the contract asks for"),

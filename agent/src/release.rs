@@ -41,7 +41,7 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     // One that did not answer is not waited for a second time.
     let patience = if last.is_ok() { HOST_CALL } else { LAST_CALL };
     let written = match last {
-        Ok(last) => write(agent, server, last, until, tombstone).await,
+        Ok(last) => write(server, last, until, tombstone).await,
         Err(error) => Err(format!("the host did not give its last state: {error}")),
     };
     let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), patience).await;
@@ -68,13 +68,7 @@ async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Res
     agent.host.freeze(&server.id.uid, held.epoch, agent.next_attempt(), held.synced, within).await
 }
 
-async fn write(
-    agent: &Arc<Agent>,
-    server: &Arc<Server>,
-    last: Final<Bytes>,
-    until: Instant,
-    tombstone: bool,
-) -> Result<How, String> {
+async fn write(server: &Arc<Server>, last: Final<Bytes>, until: Instant, tombstone: bool) -> Result<How, String> {
     let held = server.held();
     let authority = Authority::Owner { epoch: held.epoch, granted: held.granted };
     let state: Option<State<Bytes>> = match last {
@@ -86,7 +80,7 @@ async fn write(
         let draft = Draft {
             epoch: held.epoch,
             kind: if tombstone { Kind::Tombstone } else { Kind::Release },
-            writer: agent.me.clone(),
+            writer: server.writer.clone(),
             body: state.as_ref().map_or_else(
                 || held.state_at(),
                 |state| Body::State(store::State { version: state.version, body: state.body.clone() }),

@@ -7,7 +7,11 @@ use std::{
 };
 
 use crds::{DurableServerSpec, settings::Resolved};
-use handoff::{Epoch, HandoffId, Sequence, ServerId, ServerUid, log::Header, source::Mark};
+use handoff::{
+    Epoch, HandoffId, Sequence, ServerId, ServerUid,
+    log::{Header, Writer},
+    source::Mark,
+};
 use store::{Body, Log};
 use tokio::time::Instant;
 use wire::session;
@@ -90,6 +94,8 @@ pub struct Server {
     pub spec: DurableServerSpec,
     /// The same as it came, to be passed on.
     pub spec_json: String,
+    /// The pod, and the generation under which it came here: when that is over, all that is done about it is.
+    pub writer: Writer,
     /// Its log.
     pub log: Arc<Log>,
     /// The server's turn: whoever starts, syncs, hands off or stops it holds it, so that these never overlap.
@@ -120,7 +126,8 @@ impl Server {
             error: None,
         };
         let (log, turn, held) = (Arc::new(log), tokio::sync::Mutex::default(), Mutex::new(held));
-        Ok(Arc::new(Self { id, spec, spec_json, log, turn, held }))
+        let writer = agent.lease.writer();
+        Ok(Arc::new(Self { id, spec, spec_json, writer, log, turn, held }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -251,6 +258,12 @@ impl Servers {
         if servers.get(&server.id.uid).is_some_and(|held| Arc::ptr_eq(held, server)) {
             servers.remove(&server.id.uid);
         }
+    }
+
+    /// Removes all, and returns them.
+    #[must_use]
+    pub fn take_all(&self) -> Vec<Arc<Server>> {
+        std::mem::take(&mut *self.lock()).into_values().collect()
     }
 
     /// All of them.

@@ -57,7 +57,11 @@ fn what_a_found_record_means() {
 }
 
 fn supersedes(epoch: u64, grantee: Option<&str>) -> Supersedes {
-    Supersedes { epoch: Epoch(epoch), owner: PodUid("a".into()), grantee: grantee.map(|pod| PodUid(pod.into())) }
+    Supersedes {
+        epoch: Epoch(epoch),
+        owner: PodUid("a".into()).into(),
+        grantee: grantee.map(|pod| PodUid(pod.into()).into()),
+    }
 }
 
 #[test]
@@ -67,6 +71,7 @@ fn how_a_server_starts() {
         epoch: Epoch(epoch),
         after: Sequence(after),
         state_at: Sequence(state_at),
+        doubts: Vec::new(),
     };
     let snapshot = record(5, 3, Kind::Snapshot, 5);
     let released = record(6, 3, Kind::Release, 6);

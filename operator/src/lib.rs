@@ -136,7 +136,8 @@ impl Turn {
         watch::spawn(&self.client, &self.namespaces, &self.events, &mut tasks);
         tasks.spawn(writer::run(Arc::new(Kubernetes::new(self.client.clone())), to_write, self.events));
         tasks.spawn(notes::run(self.client, to_publish));
-        let edges = Edges { writes, notes, ready: self.ready, lens: self.lens };
+        let leads_until = candidate.leads_until();
+        let edges = Edges { writes, notes, ready: self.ready, lens: self.lens, leads_until };
         let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
         tokio::select! {
             ended = driven => ended.context("the deciding task failed"),

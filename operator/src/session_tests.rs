@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::AtomicBool};
 use crds::DurableServerPoolSpec;
 use k8s_openapi::api::authentication::v1::UserInfo;
 use serde_json::json;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_stream::StreamExt;
 use tonic::transport::server::TcpIncoming;
 use wire::session::{Held, ServerRef, operator_client::OperatorClient, to_agent};
@@ -44,7 +44,8 @@ impl Running {
         let (writes, mut written) = mpsc::unbounded_channel();
         let (notes, _) = mpsc::channel(1);
         let (lens, _) = crate::page::new(stop.clone());
-        let edges = Edges { writes, notes, ready: Arc::new(AtomicBool::new(false)), lens };
+        let (_, leads_until) = watch::channel(Some(Instant::now() + Duration::from_hours(1)));
+        let edges = Edges { writes, notes, ready: Arc::new(AtomicBool::new(false)), lens, leads_until };
         let world = World::new("cluster".into(), 1);
         let driven = tokio::spawn(driver::run(world, incoming, edges, stop.clone()));
         let leadership = watch::Sender::new(Leadership::Ours);

@@ -14,7 +14,7 @@ use super::{Server, World, cluster::Cluster, sessions::server_ref};
 use crate::{
     metrics::METRICS,
     model::{Effect, Key},
-    ownership::{Next, Outstanding, Standing, To, Trouble},
+    ownership::{Next, Outstanding, PodView, Standing, To, Trouble},
 };
 
 /// Keeps a server's resource until its log is ended.
@@ -104,7 +104,7 @@ impl World {
         if server.deleting {
             return self.bury(uid, now);
         }
-        match server.ownership.next(now, |pod| self.cluster.view(pod)) {
+        match server.ownership.next(now, |pod| self.view(pod, &server.pool, now)) {
             Next::Nothing => Attended::Done,
             Next::Wait => {
                 self.unplaced(uid, None, now);
@@ -157,6 +157,16 @@ impl World {
         }
     }
 
+    /// What is known of a pod at this reading of the clock, which comes after all that came in before it.
+    fn view(&self, pod: &PodUid, pool: &Key, now: Instant) -> PodView {
+        let view = self.cluster.view(pod);
+        let settings = self.pools.get(pool).and_then(|pool| pool.settings.as_ref());
+        let (Some(since), Some(settings), false) = (self.read_since, settings, view.session) else { return view };
+        let heard = self.cluster.heard.get(pod).copied().unwrap_or_default();
+        let silent = heard.is_silent(since, settings.lease_duration, now).then(|| heard.last());
+        PodView { silent, ..view }
+    }
+
     /// What besides the pods keeps a server from getting one.
     fn not_to_be_placed(&mut self, uid: &ServerUid) -> Option<Trouble> {
         let server = self.servers.get_mut(uid)?;
@@ -207,8 +217,10 @@ impl World {
                 server: Some(server_ref(&server.id)),
                 spec_json: server.spec_json.clone(),
                 superseded_epoch: supersedes.epoch.0,
-                superseded_pod_uid: supersedes.owner.0,
-                superseded_grantee_uid: supersedes.grantee.unwrap_or_default().0,
+                superseded_pod_uid: supersedes.owner.pod.0,
+                superseded_silent: supersedes.owner.silent.map(Into::into),
+                grantee_silent: supersedes.grantee.as_ref().and_then(|over| over.silent).map(Into::into),
+                superseded_grantee_uid: supersedes.grantee.unwrap_or_default().pod.0,
                 hint: server.sequence,
             }),
         ));

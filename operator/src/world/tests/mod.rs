@@ -1,5 +1,6 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
+mod leases;
 mod look;
 mod misfortune;
 mod placing;
