@@ -160,11 +160,11 @@ impl Lease {
 }
 
 fn counted(duration: Duration) -> Duration {
-    duration - duration / DRIFT
+    duration.saturating_sub(duration / DRIFT)
 }
 
 fn usable(duration: Duration) -> Duration {
-    counted(duration) - duration / STOPPING
+    counted(duration).saturating_sub(duration / STOPPING)
 }
 
 /// The operator's side: what it heard of one pod.

@@ -177,9 +177,10 @@ impl World {
 
     /// A sign of life, by which the agent counts so many milliseconds, or by what its pool says if it does not know yet.
     fn heard(&mut self, pod: &PodUid, pool: &Key, heartbeat: Option<Heartbeat>, lease_ms: u64, now: Instant) {
+        let Some(heartbeat) = heartbeat else { return };
         let settings = self.pools.get(pool).and_then(|pool| pool.settings.as_ref());
-        let (Some(heartbeat), Some(settings)) = (heartbeat, settings) else { return };
-        let duration = settings.lease_duration.max(Duration::from_millis(lease_ms).min(MAX_LEASE));
+        let of_pool = settings.map(|settings| settings.lease_duration).unwrap_or_default();
+        let duration = of_pool.max(Duration::from_millis(lease_ms).min(MAX_LEASE));
         self.cluster.heard.entry(pod.clone()).or_default().beat(heartbeat.into(), duration, now);
     }
 

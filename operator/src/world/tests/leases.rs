@@ -102,6 +102,23 @@ fn a_new_leader_counts_from_its_own_beginning() {
 }
 
 #[test]
+fn what_was_answered_while_the_pool_was_gone_counts() {
+    let mut story = Story::with_pods(&[1, 2]);
+    story.server(1, owned(1, 3));
+    story.says(1, from_agent::Body::Held(held(1, 3)));
+    story.pass(LEASE);
+    let pool = story.world.pools[&Key::new("ns", "rooms")].object.clone().unwrap();
+    story.event(Event::PoolGone(Key::new("ns", "rooms")));
+    story.take(1);
+    story.says(1, alive(5));
+    assert!(story.take(1).contains(&to_agent::Body::Heard(beat(5))), "it serves on");
+    story.event(Event::Closed(SessionId(1)));
+    story.event(Event::Pool(pool));
+    story.pass(LEASE - 10);
+    assert_eq!(story.assigns(), []);
+}
+
+#[test]
 fn a_grantee_of_a_silent_owner_is_asked_and_looks_too() {
     let mut story = Story::with_pods(&[1, 2, 3]);
     story.server(1, owned(1, 3));
