@@ -209,7 +209,7 @@ async fn while_the_store_answers_servers_go_on_without_a_session() {
 
 #[tokio::test]
 async fn a_silent_owner_is_looked_up_in_the_store() {
-    let mut scene = Scene::begin(Duration::from_secs(60)).await;
+    let mut scene = Scene::begin(Duration::from_mins(1)).await;
     let pool = scene.agent.pool().unwrap();
     let writer = Writer { pod: PodUid("pod-a".into()), generation: Generation(7) };
     let claim = Draft {

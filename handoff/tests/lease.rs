@@ -1,5 +1,7 @@
 //! Leases: tables for each sentence, and a property over all orders of sending, answering, sleeping and taking over.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::time::Duration;
 
 use handoff::{

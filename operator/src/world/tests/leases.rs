@@ -129,13 +129,13 @@ fn a_grantee_of_a_silent_owner_is_asked_and_looks_too() {
     story.pass(LEASE + 300);
     let (to, assign) = story.assigns().remove(0);
     let grantee = if to == 2 { 3 } else { 2 };
-    let granted = AssignFailed {
+    let refusal = AssignFailed {
         newest_epoch: 3,
         newest_pod_uid: "pod-1".into(),
         grantee_pod_uid: format!("pod-{grantee}"),
         ..failed(&assign, Why::Granted)
     };
-    story.says(to, from_agent::Body::AssignFailed(granted));
+    story.says(to, from_agent::Body::AssignFailed(refusal));
     story.pass(1_000);
     let assigns = story.assigns();
     assert_eq!((assigns[0].0, assigns[0].1.superseded_silent), (grantee, Some(beat(5))));
