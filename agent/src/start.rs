@@ -142,7 +142,7 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
         let header = newest.as_ref().map(|newest| newest.header.clone());
-        let decision = decide(header.as_ref(), supersedes.as_ref(), &server.writer.pod);
+        let decision = decide(header.as_ref(), supersedes.as_ref(), &server.writer);
         let (epoch, after, state_at, doubts, granted) = match decision {
             Start::Claim { epoch, after, state_at, doubts } => (epoch, after, state_at, doubts, false),
             Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts, true),

@@ -118,7 +118,7 @@ pub enum Refusal {
 
 /// Decides about an assignment. `newest` is the newest record of the log, as just read.
 #[must_use]
-pub fn decide(newest: Option<&Header>, supersedes: Option<&Supersedes>, me: &PodUid) -> Start {
+pub fn decide(newest: Option<&Header>, supersedes: Option<&Supersedes>, me: &Writer) -> Start {
     let over = supersedes.map_or(Epoch::NONE, |s| s.epoch);
     let Some(newest) = newest else {
         if over > Epoch::NONE {
@@ -149,10 +149,10 @@ fn over_the_owner(
     kind: &Kind,
     supersedes: Option<&Supersedes>,
     mut doubts: Vec<Doubt>,
-    me: &PodUid,
+    me: &Writer,
 ) -> Start {
     let Kind::Grant(grantee) = kind else { return claim(newest, doubts) };
-    if grantee.to.pod == *me {
+    if grantee.to == *me {
         return Start::ServeGrant {
             epoch: newest.epoch.handed_off(),
             after: newest.sequence,
@@ -160,6 +160,10 @@ fn over_the_owner(
             grant: grantee.clone(),
             doubts,
         };
+    }
+    if grantee.to.pod == me.pod {
+        // An earlier generation of this pod: it may have served the granted epoch, and its successor disclaimed that.
+        return claim(newest, doubts);
     }
     match supersedes.and_then(|s| s.grantee.as_ref()).filter(|over| over.pod == grantee.to.pod) {
         Some(over) => {

@@ -29,7 +29,7 @@ fn grant(to: Writer) -> Kind {
 }
 
 fn doubts(newest: &Header, owner: Over, grantee: Option<Over>) -> Result<Vec<Doubt>, Refusal> {
-    match decide(Some(newest), Some(&Supersedes { epoch: Epoch(3), owner, grantee }), &PodUid("me".into())) {
+    match decide(Some(newest), Some(&Supersedes { epoch: Epoch(3), owner, grantee }), &run("me", 2)) {
         Start::Claim { doubts, .. } | Start::ServeGrant { doubts, .. } => Ok(doubts),
         Start::Refuse(refusal) => Err(refusal),
     }
@@ -68,6 +68,14 @@ fn of_a_grant_both_pods_are_looked_up() {
     assert_eq!(doubts(&to_b, silent("a", 7, 12), Some(silent("c", 2, 5))), granted, "another pod is named");
     let to_me = newest(grant(run("me", 2)), run("a", 7));
     assert_eq!(doubts(&to_me, silent("a", 7, 12), None), Ok(vec![a()]), "the granted pod looks up the owner too");
+}
+
+#[test]
+fn a_grant_to_an_earlier_generation_of_this_pod_is_claimed_and_not_served() {
+    let to_me_before = newest(grant(run("me", 1)), run("a", 7));
+    let supersedes = Supersedes { epoch: Epoch(3), owner: proven("a"), grantee: None };
+    let start = decide(Some(&to_me_before), Some(&supersedes), &run("me", 2));
+    assert!(matches!(start, Start::Claim { epoch: Epoch(5), .. }), "{start:?}");
 }
 
 #[test]

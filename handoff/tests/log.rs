@@ -66,7 +66,7 @@ fn supersedes(epoch: u64, grantee: Option<&str>) -> Supersedes {
 
 #[test]
 fn how_a_server_starts() {
-    let me = PodUid("c".into());
+    let me = writer("c");
     let claim = |epoch, after, state_at| Start::Claim {
         epoch: Epoch(epoch),
         after: Sequence(after),
@@ -98,7 +98,7 @@ fn how_a_server_starts() {
     for (newest, supersedes, expected) in table {
         assert_eq!(decide(newest, supersedes.as_ref(), &me), expected, "{newest:?} {supersedes:?}");
     }
-    let to_me = decide(Some(&granted), Some(&supersedes(3, None)), &PodUid("b".into()));
+    let to_me = decide(Some(&granted), Some(&supersedes(3, None)), &writer("b"));
     assert!(matches!(to_me, Start::ServeGrant { epoch: Epoch(4), after: Sequence(6), state_at: Sequence(5), .. }));
     let tombstone = record(7, 3, Kind::Tombstone, 5);
     assert_eq!(decide(Some(&tombstone), Some(&supersedes(3, None)), &me), Start::Refuse(Refusal::Deleted));

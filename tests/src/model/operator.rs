@@ -49,7 +49,7 @@ impl World {
             owner: owner.map(|(_, pod)| pod.uid().into()).unwrap_or_default(),
             grantee: if rules.mutated(Mutation::AnyGrantee) { named } else { grantee.map(Pod::uid) }.map(Into::into),
         };
-        let start = claim::decide(newest.as_ref(), Some(&supersedes), &to.uid());
+        let start = claim::decide(newest.as_ref(), Some(&supersedes), &to.writer());
         if matches!(start, Start::Refuse(_)) {
             return false;
         }
