@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench faults lint generate images previous unit cluster-test cluster-up cluster-down
+.PHONY: help setup demo test bench faults chaos lint generate images previous unit cluster-test cluster-up cluster-down
 
 # What is costly to make and not part of the sources: builds, images, the cluster.
 export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
@@ -44,6 +44,9 @@ bench: images ## rolling restarts until the gap's percentiles mean something
 
 faults: images ## all that can go wrong: a table of what is moved, stopped and seen, and that nothing acknowledged is lost
 	$(E2E) faults
+
+chaos: images ## what breaks without a word (nodes, networks, kills, outages): how soon servers are back, and that none is served twice
+	$(E2E) chaos
 
 lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisories, chart
 	$(PART) format cargo fmt --all --check

@@ -12,8 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use crds::{DurableServerPoolSpec, Reason};
-use handoff::{Generation, Instant, PodUid, ServerId, drain, log::Writer};
-use store::{Lanes, Log, StoreError, count::Counts};
+use handoff::{Instant, PodUid, ServerId, drain};
+use store::{Heartbeats, Lanes, Log, StoreError, count::Counts};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time,
@@ -21,8 +21,16 @@ use tokio::{
 use wire::session::{FromAgent, from_agent};
 
 use crate::{
-    config::Config, credentials::Credentials, draining::Draining, gateway::Gateway, host::HostClient, metrics::Metrics,
-    problem::Problem, routes::Routes, servers::Servers,
+    config::Config,
+    credentials::Credentials,
+    draining::Draining,
+    gateway::Gateway,
+    host::HostClient,
+    lease::{Keeper, boot_time},
+    metrics::Metrics,
+    problem::Problem,
+    routes::Routes,
+    servers::Servers,
 };
 
 /// How long a control call to the host may take where no setting says otherwise. The contract's calls work in memory.
@@ -73,6 +81,14 @@ pub struct Pool {
     pub settings: Arc<crds::settings::Pool>,
     /// Its snapshots.
     pub store: Lanes,
+}
+
+impl Pool {
+    /// Signs of life of agents that have no session.
+    #[must_use]
+    pub fn heartbeats(&self) -> Heartbeats {
+        Heartbeats::new(self.store.clone(), &self.settings.store.prefix)
+    }
 }
 
 /// A drain machine's or a handoff machine's view of time.
@@ -140,8 +156,8 @@ pub struct Agent {
     pub config: Config,
     /// Time for the pure machines.
     pub clock: Clock,
-    /// This run of the agent.
-    pub me: Writer,
+    /// For how long this agent may serve, and which of its generations this is.
+    pub lease: Keeper,
     /// The host.
     pub host: HostClient,
     /// What the host said of itself; `None` while it does not answer.
@@ -201,12 +217,12 @@ impl Agent {
         host: HostClient,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let me = Writer { pod: PodUid(config.pod_uid.clone()), generation: Generation(rand::random()) };
+        let lease = Keeper::new(PodUid(config.pod_uid.clone()), boot_time, host.gate());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             config,
             clock: Clock::start(),
-            me,
+            lease,
             host,
             described: watch::Sender::new(None),
             routes,

@@ -7,14 +7,14 @@ use handoff::{
     claim::{Refusal, Start, decide},
     log::{Authority, Kind, Writer},
 };
-use store::{AppendError, Body, Draft, Log, logs};
+use store::{AppendError, Body, Draft, Heartbeats, Log, logs};
 use tokio::time::Instant;
 use wire::session::{self, assign_failed::Why, from_agent};
 
 use crate::{
     agent::{APPEND, Agent, Pool},
     servers::server_id,
-    start::{Failed, TRIES, read_failed, refused, report, supersedes},
+    start::{Failed, TRIES, look_up, read_failed, refused, report, supersedes},
 };
 
 /// Carries out the operator's word about a server that nobody holds, in the background. It is answered as an assignment
@@ -57,23 +57,29 @@ async fn bury(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign, delet
     if delete {
         mark(agent, id).await;
     }
-    close(&agent.me, &log, assign, delete).await
+    close(&agent.lease.writer(), &log, &pool.heartbeats(), assign, delete).await
 }
 
 /// A Tombstone where a start would write its Claim.
-async fn close(me: &Writer, log: &Log, assign: &session::Assign, delete: bool) -> Result<(), Failed> {
+async fn close(
+    me: &Writer,
+    log: &Log,
+    heartbeats: &Heartbeats,
+    assign: &session::Assign,
+    delete: bool,
+) -> Result<(), Failed> {
     let supersedes = supersedes(assign);
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = log.read_newest(hint).await.map_err(read_failed)?.map(|newest| newest.header);
-        let (epoch, after, state_at) = match decide(newest.as_ref(), supersedes.as_ref(), &me.pod) {
+        let (epoch, after, state_at, doubts) = match decide(newest.as_ref(), supersedes.as_ref(), me) {
             // It never ran, and there is no log to close.
             Start::Claim { after: Sequence::NONE, .. } | Start::Refuse(Refusal::Deleted) => return Ok(()),
-            Start::Claim { epoch, after, state_at } | Start::ServeGrant { epoch, after, state_at, .. } => {
-                (epoch, after, state_at)
-            }
+            Start::Claim { epoch, after, state_at, doubts }
+            | Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts),
             Start::Refuse(refusal) => return Err(refused(&refusal, newest)),
         };
+        look_up(heartbeats, &doubts).await?;
         let version = newest.map_or(0, |newest| newest.state_version);
         let draft = Draft {
             epoch,

@@ -124,7 +124,12 @@ pub async fn give(
                 None => Event::Tick,
             },
             () = time::sleep_until(wake) => Event::Tick,
+            () = agent.lease.ended(server.writer.generation) => Event::Tick,
         };
+        // Whatever woke this: under a lease that is over, nothing is sent, thawed or written any more.
+        if !agent.lease.holds(server.writer.generation) {
+            return not_begun(Ended::Gone);
+        }
         giving.observe(&event);
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
@@ -193,8 +198,8 @@ impl Giving {
             epoch: held.epoch.0,
             spec_json: self.server.spec_json.clone(),
             state_version: self.agent.state_version_of(&self.server.spec.type_),
-            source_pod_uid: self.agent.me.pod.0.clone(),
-            source_generation: self.agent.me.generation.0,
+            source_pod_uid: self.server.writer.pod.0.clone(),
+            source_generation: self.server.writer.generation.0,
             target_pod_uid: self.target.pod.0.clone(),
             patience_ms: u64::try_from(self.limits.per_server.as_millis()).unwrap_or(u64::MAX),
             source_gateway: self.agent.gateway_address().to_string(),
@@ -405,13 +410,13 @@ async fn append_grant(
     let draft = Draft {
         epoch: held.epoch,
         kind: Kind::Grant(grantee),
-        writer: agent.me.clone(),
+        writer: server.writer.clone(),
         body: state.map_or_else(
             || held.state_at(),
             |state| Body::State(store::State { version: state.version, body: state.body }),
         ),
     };
-    let header = server.log.append(&authority, draft, held.sequence, time::Instant::now() + APPEND).await?;
+    let header = server.log.append(&authority, draft, held.sequence, agent.lease.append_until()).await?;
     server.update(|held| {
         held.sequence = header.sequence;
         held.state_at = header.state_at;

@@ -14,7 +14,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use handoff::{
-    Epoch, ServerId, ServerUid,
+    Epoch, Generation, Instant, ServerId, ServerUid,
     source::{Final, Mark, State},
 };
 use http_body_util::{BodyExt, Full};
@@ -28,7 +28,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use crate::connections::{Connections, Lent, SendError};
+use crate::{
+    connections::{Connections, Lent, SendError},
+    gate::Gate,
+    lease::boot_time,
+};
 
 /// Header names of the contract.
 pub mod header {
@@ -42,6 +46,8 @@ pub mod header {
     pub const EPOCH: HeaderName = HeaderName::from_static("durable-epoch");
     /// On a 421: the request was not given to the server.
     pub const NOT_HERE: HeaderName = HeaderName::from_static("durable-not-here");
+    pub(super) const GENERATION: HeaderName = HeaderName::from_static("durable-generation");
+    pub(super) const DEADLINE: HeaderName = HeaderName::from_static("durable-deadline");
     pub(super) const TYPE: HeaderName = HeaderName::from_static("durable-type");
     pub(super) const ATTEMPT: HeaderName = HeaderName::from_static("durable-attempt");
     pub(super) const CONFIG: HeaderName = HeaderName::from_static("durable-config");
@@ -87,6 +93,9 @@ pub enum HostError {
         "the state is larger than spec.sync.maxStateBytes of the pool, {0} bytes: raise that, or make the state smaller"
     )]
     TooLarge(u64),
+    /// Not asked: nothing may be served here any more.
+    #[error("this pod's lease is over: neither the operator nor the store answered it in time")]
+    LeaseOver,
     /// The answer breaks the contract.
     #[error("the host's answer breaks the contract: {0}")]
     Invalid(String),
@@ -118,6 +127,17 @@ pub struct Describe {
     pub instance: u64,
     /// What it can run.
     pub types: Vec<HostType>,
+    /// What it can do besides, by name; others than those known here are for other agents.
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+impl Describe {
+    /// Whether it stops serving by itself when its lease is over.
+    #[must_use]
+    pub fn knows_leases(&self) -> bool {
+        self.features.iter().any(|feature| feature == "lease")
+    }
 }
 
 /// What a server does in the host.
@@ -198,13 +218,21 @@ struct Answer {
 pub struct HostClient {
     connections: Connections,
     max_state: Arc<AtomicU64>,
+    gate: Gate,
 }
 
 impl HostClient {
     /// A client of the host on this socket. A state larger than `max_state` bytes is refused.
     #[must_use]
     pub fn new(socket: &Path, max_state: u64) -> Self {
-        Self { connections: Connections::new(socket), max_state: Arc::new(AtomicU64::new(max_state)) }
+        let (connections, max_state) = (Connections::new(socket), Arc::new(AtomicU64::new(max_state)));
+        Self { connections, max_state, gate: Gate::open(boot_time) }
+    }
+
+    /// What must be open for a server to serve, or to begin to.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// Changes the bound of a state's size, in bytes.
@@ -229,8 +257,17 @@ impl HostClient {
         self.json("/.durable/v1/servers", within).await
     }
 
+    /// Tells it until when it may serve what this generation starts: a time of the boot clock.
+    pub async fn lease(&self, generation: Generation, deadline: Instant, within: Duration) -> Result<(), HostError> {
+        let request = Request::post("/.durable/v1/lease")
+            .header(header::GENERATION, generation.0)
+            .header(header::DEADLINE, deadline.0.as_millis().to_string());
+        self.expect_ok(request, Bytes::new(), within).await.map(drop)
+    }
+
     /// Starts a server.
     pub async fn start(&self, call: &StartCall<'_>, within: Duration) -> Result<Mark, HostError> {
+        self.may_serve()?;
         let mode = match call.mode {
             Mode::Active => "active",
             Mode::Standby => "standby",
@@ -287,6 +324,7 @@ impl HostClient {
 
     /// Lets a frozen server serve on.
     pub async fn thaw(&self, uid: &ServerUid, epoch: Epoch, attempt: u64, within: Duration) -> Result<(), HostError> {
+        self.may_serve()?;
         let request = control(Method::POST, uid, "thaw", epoch).header(header::ATTEMPT, attempt);
         self.expect_ok(request, Bytes::new(), within).await.map(drop)
     }
@@ -300,6 +338,7 @@ impl HostClient {
         last: &Final<Bytes>,
         within: Duration,
     ) -> Result<Mark, HostError> {
+        self.may_serve()?;
         let request = control(Method::POST, uid, "activate", epoch).header(header::ATTEMPT, attempt);
         let (request, body) = match last {
             Final::State(state) => full(request, state),
@@ -316,7 +355,17 @@ impl HostClient {
 
     /// Passes a user's request on. The answer's body is streamed.
     pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
-        self.connections.send(request).await
+        let over = || HostError::LeaseOver.to_string();
+        if self.gate.is_closed() {
+            return Err(SendError::NotSent(over()));
+        }
+        let answer = self.connections.send(request).await?;
+        // This process, or the host, may have slept meanwhile: nobody may see an answer that another pod's contradicts.
+        if self.gate.is_closed() { Err(SendError::Broken(over())) } else { Ok(answer) }
+    }
+
+    fn may_serve(&self) -> Result<(), HostError> {
+        if self.gate.is_closed() { Err(HostError::LeaseOver) } else { Ok(()) }
     }
 
     fn max_state(&self) -> u64 {

@@ -5,9 +5,10 @@
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
 //!  sync, cleanup                                         snapshots of what changed; old records, and logs of deleted servers
+//!  lease                                                 for how long all of this may go on, and its end
 //!  gateway, routes, news                                 users' requests, wherever the server is
 //!  credentials                                           who this agent is to its peers: key, certificate, TLS
-//!  host                                                  client of the host contract
+//!  host, gate                                            client of the host contract; closed when the lease is over
 //!  check_host                                            whether any host keeps that contract; not part of a running agent
 //!  store_tool                                            logs by hand; not part of a running agent
 //!  agent                                                 what all of them share
@@ -22,11 +23,13 @@ pub mod connections;
 pub mod credentials;
 pub mod dial;
 pub mod draining;
+pub mod gate;
 pub mod gateway;
 pub mod give;
 pub mod hooks;
 pub mod host;
 mod inherit;
+pub mod lease;
 pub mod metrics;
 pub mod news;
 pub mod peer;

@@ -11,6 +11,7 @@ use agent::{
     gateway::{Gateway, Identity, Limits},
     hooks,
     host::HostClient,
+    lease,
     metrics::Metrics,
     peer, recover,
     routes::Routes,
@@ -97,6 +98,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     // The volume outlives containers: an earlier run of this agent left its socket there.
     let is_first_run = !agent.config.agent_socket().exists();
     let gateway = listen(&agent)?;
+    tokio::spawn(lease::keep(agent.clone()));
+    tokio::spawn(lease::tell_host(agent.clone()));
     tokio::spawn(recover::watch_host(agent.clone()));
     tokio::spawn(begin(agent.clone(), is_first_run));
     tokio::spawn(sync::run(agent.clone()));

@@ -70,7 +70,7 @@ async fn tell(agent: Arc<Agent>, target: Target, news: peer::News) {
 
 /// Takes another pod's news. What cannot be read, or is of a server that the operator never named, is passed over.
 pub fn heard(agent: &Agent, news: peer::News) -> Result<(), &'static str> {
-    if news.target_pod_uid != agent.me.pod.0 {
+    if news.target_pod_uid != agent.lease.pod().0 {
         return Err("another pod had this address");
     }
     if news.places.len() > MAX_PLACES {

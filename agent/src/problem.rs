@@ -50,6 +50,7 @@ impl From<&HostError> for Problem {
                 format!("{error}: look whether the main container runs, and listens on host.sock in the shared volume"),
             ),
             HostError::Timeout(_) => Self::new(Reason::HostSilent, error.to_string()),
+            HostError::LeaseOver => Self::new(Reason::LeaseOver, error.to_string()),
             HostError::Invalid(_) | HostError::Refused { .. } | HostError::TooLarge(_) => Self::new(
                 Reason::HostInvalid,
                 format!("{error}: durable-agent check-host explains what the contract asks for"),

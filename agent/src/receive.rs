@@ -22,7 +22,7 @@ use wire::{
 };
 
 use crate::{
-    agent::{APPEND, Agent, HOST_CALL, Pool, State},
+    agent::{Agent, HOST_CALL, Pool, State},
     host::{Mode, StartCall},
     peer::{final_from_wire, state_from_wire},
     routes::Found,
@@ -152,6 +152,7 @@ pub async fn receive(
     };
     // Held until the first record is written: a sync asked for meanwhile waits for it.
     let server = taking.server.clone();
+    let generation = server.writer.generation;
     let turn = server.turn.lock().await;
     let mut outcome = taking.perform(actions);
     while outcome.is_none() {
@@ -159,7 +160,14 @@ pub async fn receive(
         let event = tokio::select! {
             event = inbox.recv() => event.unwrap_or(Event::Tick),
             () = time::sleep_until(wake) => Event::Tick,
+            () = agent.lease.ended(generation) => Event::Tick,
         };
+        // Whatever woke this: under a lease that is over, nothing is activated or written any more.
+        if !agent.lease.holds(generation) {
+            taking.stop();
+            agent.receiving.end(&server.id.uid, id);
+            return;
+        }
         outcome = taking.perform(machine.on(event, agent.clock.now()));
     }
     if let Some(outcome) = outcome {
@@ -215,7 +223,7 @@ fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>),
             wire::PROTOCOL
         ));
     }
-    if offer.target_pod_uid != agent.me.pod.0 {
+    if offer.target_pod_uid != agent.lease.pod().0 {
         return Err("this is another pod than the offer names".into());
     }
     if offer.namespace != agent.config.namespace || offer.name.is_empty() || offer.uid.is_empty() || offer.epoch == 0 {
@@ -234,6 +242,9 @@ fn admit(agent: &Arc<Agent>, offer: &peer::Offer) -> Result<(Pool, Arc<Server>),
         return Err("this pod has the server already".into());
     }
     let server = Server::new(agent, &pool, id, offer.spec_json.clone(), Epoch(offer.epoch).handed_off())?;
+    if !agent.lease.holds(server.writer.generation) {
+        return Err("this pod has no lease now".into());
+    }
     agent.can_load(&server.spec.type_, Some(offer.state_version))?;
     Ok((pool, server))
 }
@@ -276,8 +287,8 @@ impl Taking {
         for action in actions {
             match action {
                 Action::SendAccept => self.answer(from_target::Body::Accept(peer::Accept {
-                    pod_uid: self.agent.me.pod.0.clone(),
-                    generation: self.agent.me.generation.0,
+                    pod_uid: self.server.writer.pod.0.clone(),
+                    generation: self.server.writer.generation.0,
                 })),
                 Action::StartStandby(state) => self.start_standby(state),
                 Action::SendReady => self.answer(from_target::Body::Ready(peer::Ready {})),
@@ -360,10 +371,10 @@ impl Taking {
             let draft = Draft {
                 epoch: server.epoch(),
                 kind: if release { Kind::Release } else { Kind::Snapshot },
-                writer: agent.me.clone(),
+                writer: server.writer.clone(),
                 body: Body::State(store::State { version: state.version, body: state.body }),
             };
-            let event = match server.log.append(&authority, draft, after, time::Instant::now() + APPEND).await {
+            let event = match server.log.append(&authority, draft, after, agent.lease.append_until()).await {
                 Ok(header) => {
                     server.update(|held| held.state_bytes = bytes);
                     server.wrote(&header, mark);

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use handoff::{
     Sequence, ServerId,
     log::{Authority, Header, Kind},
@@ -22,6 +23,9 @@ use crate::{
 
 /// Between two looks at the host.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Leftovers frozen at once. Nobody waits for their answers but the end of a lease, so one that hangs must not hold up the rest.
+const FREEZES: usize = 64;
 
 /// At once when the host is not there yet: a pod is Ready sooner.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
@@ -73,7 +77,7 @@ fn lost(agent: &Arc<Agent>) {
     }
 }
 
-/// What the host still ran from an earlier run of this agent, frozen.
+/// What the host still ran from an earlier run, or an earlier lease, of this agent, frozen.
 pub struct Leftover {
     server: Listed,
     last: Result<Final<Bytes>, HostError>,
@@ -88,13 +92,12 @@ pub async fn freeze_leftovers(agent: &Arc<Agent>) -> Vec<Leftover> {
         }
         time::sleep(LOOK).await;
     };
-    let mut leftovers = Vec::new();
-    for server in listed {
+    let freeze = |server: Listed| async move {
         let attempt = agent.next_attempt();
         let last = agent.host.freeze(&server.uid, server.epoch, attempt, None, HOST_CALL).await;
-        leftovers.push(Leftover { server, last });
-    }
-    leftovers
+        Leftover { server, last }
+    };
+    stream::iter(listed).map(freeze).buffer_unordered(FREEZES).collect().await
 }
 
 /// Once the store is known: what was left is released with its state, so that it is started again from there.
@@ -149,7 +152,7 @@ async fn append_last(
         Final::Unchanged(_) => Body::At { sequence: newest.state_at, version: newest.state_version },
     };
     let kind = if sent { newest.kind.clone() } else { Kind::Release };
-    let draft = Draft { epoch: listed.epoch, kind, writer: agent.me.clone(), body };
+    let draft = Draft { epoch: listed.epoch, kind, writer: agent.lease.writer(), body };
     let authority = Authority::Owner { epoch: listed.epoch, granted };
     log.append(&authority, draft, newest.sequence, Instant::now() + APPEND).await?;
     Ok(())

@@ -42,7 +42,7 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     // One that did not answer is not waited for a second time.
     let patience = if frozen.is_ok() { HOST_CALL } else { LAST_CALL };
     let written = match frozen {
-        Ok(state) => write(agent, server, state, until, last).await,
+        Ok(state) => write(server, state, until, last).await,
         Err(error) => Err(format!("the host did not give its last state: {error}")),
     };
     let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), patience).await;
@@ -69,13 +69,7 @@ async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Res
     agent.host.freeze(&server.id.uid, held.epoch, agent.next_attempt(), held.synced, within).await
 }
 
-async fn write(
-    agent: &Arc<Agent>,
-    server: &Arc<Server>,
-    state: Final<Bytes>,
-    until: Instant,
-    last: Kind,
-) -> Result<How, String> {
+async fn write(server: &Arc<Server>, state: Final<Bytes>, until: Instant, last: Kind) -> Result<How, String> {
     let held = server.held();
     let authority = Authority::Owner { epoch: held.epoch, granted: held.granted };
     let state: Option<State<Bytes>> = match state {
@@ -87,7 +81,7 @@ async fn write(
         let draft = Draft {
             epoch: held.epoch,
             kind: last.clone(),
-            writer: agent.me.clone(),
+            writer: server.writer.clone(),
             body: state.as_ref().map_or_else(
                 || held.state_at(),
                 |state| Body::State(store::State { version: state.version, body: state.body.clone() }),

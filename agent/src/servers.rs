@@ -9,7 +9,7 @@ use std::{
 use crds::{DurableServerSpec, settings::Resolved};
 use handoff::{
     Epoch, HandoffId, Sequence, ServerId, ServerUid,
-    log::{Header, Kind},
+    log::{Header, Kind, Writer},
     source::Mark,
 };
 use store::{Body, Log};
@@ -96,6 +96,8 @@ pub struct Server {
     pub spec: DurableServerSpec,
     /// The same as it came, to be passed on.
     pub spec_json: String,
+    /// The pod, and the generation under which it came here: when that is over, all that is done about it is.
+    pub writer: Writer,
     /// Its log.
     pub log: Arc<Log>,
     /// The server's turn: whoever starts, syncs, hands off or stops it holds it, so that these never overlap.
@@ -127,7 +129,8 @@ impl Server {
             error: None,
         };
         let (log, turn, held) = (Arc::new(log), tokio::sync::Mutex::default(), Mutex::new(held));
-        Ok(Arc::new(Self { id, spec, spec_json, log, turn, held }))
+        let writer = agent.lease.writer();
+        Ok(Arc::new(Self { id, spec, spec_json, writer, log, turn, held }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -259,6 +262,12 @@ impl Servers {
         if servers.get(&server.id.uid).is_some_and(|held| Arc::ptr_eq(held, server)) {
             servers.remove(&server.id.uid);
         }
+    }
+
+    /// Removes all, and returns them.
+    #[must_use]
+    pub fn take_all(&self) -> Vec<Arc<Server>> {
+        std::mem::take(&mut *self.lock()).into_values().collect()
     }
 
     /// All of them.

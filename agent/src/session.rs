@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use handoff::{Epoch, PodUid, ServerUid, drain};
+use handoff::{Epoch, PodUid, ServerUid, drain, lease::Heartbeat};
 use tokio::time::{self, Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, metadata::MetadataValue};
@@ -52,6 +52,7 @@ pub async fn run(agent: Arc<Agent>) {
 }
 
 async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Result<()> {
+    let generation = agent.lease.next().await;
     let token = tokio::fs::read_to_string(&agent.config.token)
         .await
         .with_context(|| format!("the token {} cannot be read", agent.config.token.display()))?;
@@ -67,7 +68,7 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
         agent.operator.tell(from_agent::Body::Drain(report));
     }
     let opened = Instant::now();
-    let mut status = time::interval(STATUS_EVERY);
+    let mut every = time::interval(STATUS_EVERY);
     let mut directory = Vec::new();
     loop {
         tokio::select! {
@@ -75,18 +76,23 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
                 Some(order) => obey(agent, order, &mut directory)?,
                 None => return Ok(()),
             },
-            _ = status.tick() => {
-                tell_status(agent);
+            _ = every.tick() => {
+                status(agent, agent.lease.beat());
                 if let Some(request) = agent.credentials.to_ask(opened) {
                     agent.operator.tell(from_agent::Body::Certificate(request));
                 }
             }
+            () = agent.lease.ended(generation) => return Ok(()),
         }
     }
 }
 
 /// Tells the operator how this agent is.
 pub fn tell_status(agent: &Arc<Agent>) {
+    status(agent, None);
+}
+
+fn status(agent: &Arc<Agent>, beat: Option<(Heartbeat, Duration)>) {
     let host_ready = agent.described.borrow().is_some();
     let problem = if host_ready { agent.problem.borrow().clone() } else { agent.host_problem.borrow().clone() };
     agent.operator.tell(from_agent::Body::Status(session::Status {
@@ -96,6 +102,8 @@ pub fn tell_status(agent: &Arc<Agent>) {
         reason: problem.word().to_owned(),
         problem: problem.message,
         directory_version: agent.routes.version(),
+        heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
+        lease_ms: beat.map_or(0, |(_, lease)| millis(lease)),
     }));
 }
 
@@ -111,16 +119,22 @@ fn host_types(agent: &Arc<Agent>) -> Vec<session::HostType> {
         .collect()
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn hello(agent: &Arc<Agent>) -> session::Hello {
+    let beat = agent.lease.beat();
     session::Hello {
         protocol: wire::PROTOCOL,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        generation: agent.me.generation.0,
         peer_address: agent.peer_address().to_string(),
         gateway_address: agent.gateway_address().to_string(),
         types: host_types(agent),
         draining: agent.draining.is_draining(),
         inventory: agent.servers.all().iter().map(|server| server.report()).collect::<Vec<_>>(),
+        heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
+        lease_ms: agent.pool.borrow().as_ref().and(beat).map_or(0, |(_, lease)| millis(lease)),
     }
 }
 
@@ -132,13 +146,14 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             if welcome.protocol.abs_diff(wire::PROTOCOL) > 1 {
                 bail!("the operator speaks protocol {}, this agent {}", welcome.protocol, wire::PROTOCOL);
             }
-            if welcome.pod_uid != agent.me.pod.0 {
+            if welcome.pod_uid != agent.lease.pod().0 {
                 bail!("the token {} is of another pod, {}", agent.config.token.display(), welcome.pod_uid);
             }
             tracing::info!(cluster = welcome.cluster_id, "session open");
             if let Some(settings) = welcome.settings {
                 store_setup::settings(agent, &settings, Some(welcome.cluster_id));
             }
+            heard(agent, welcome.heard);
         }
         Some(to_agent::Body::Settings(settings)) => store_setup::settings(agent, &settings, None),
         Some(to_agent::Body::Assign(assign)) => crate::start::assigned(agent, assign),
@@ -159,9 +174,16 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             Err(problem) => tracing::warn!(%problem, "no new certificate for peers"),
         },
         Some(to_agent::Body::DrainSeen(_)) => agent.draining.was_seen(),
+        Some(to_agent::Body::Heard(heartbeat)) => heard(agent, Some(heartbeat)),
         None => {}
     }
     Ok(())
+}
+
+fn heard(agent: &Arc<Agent>, heartbeat: Option<session::Heartbeat>) {
+    if let Some(heartbeat) = heartbeat {
+        agent.lease.answered(heartbeat.into());
+    }
 }
 
 /// The first directory of a session comes in chunks, the last of which says `complete`; what follows are changes.

@@ -3,15 +3,17 @@
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use handoff::{
     Epoch, PodUid, Sequence, ServerId, ServerUid,
-    claim::{Refusal, Start, Supersedes, decide},
+    claim::{Doubt, Over, Refusal, Start, Supersedes, decide},
+    lease::Heartbeat,
     log::{Authority, Header, Kind},
     source::{Mark, State},
 };
-use store::{AppendError, Body, Draft, ReadError};
+use store::{AppendError, Body, Draft, Heartbeats, ReadError};
 use tokio::time;
 use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 
@@ -24,6 +26,9 @@ use crate::{
 
 /// How often a claim is decided anew because the log moved on under it. Each time another agent made progress.
 pub(crate) const TRIES: u32 = 5;
+
+/// For the first heartbeat to be answered, and the host to be told.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// Servers being started.
 #[derive(Default)]
@@ -62,11 +67,12 @@ pub(crate) struct Failed {
     pub(crate) why: Why,
     pub(crate) message: String,
     newest: Option<Header>,
+    alive: Option<(PodUid, Heartbeat)>,
 }
 
 impl Failed {
     pub(crate) fn new(why: Why, message: &dyn std::fmt::Display) -> Self {
-        Self { why, message: message.to_string(), newest: None }
+        Self { why, message: message.to_string(), newest: None, alive: None }
     }
 }
 
@@ -107,6 +113,8 @@ pub(crate) fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Faile
         newest_epoch: failed.newest.as_ref().map_or(0, |newest| newest.epoch.0),
         newest_pod_uid: failed.newest.as_ref().map_or_else(String::new, |newest| newest.writer.pod.0.clone()),
         grantee_pod_uid: grantee.unwrap_or_default(),
+        alive_pod_uid: failed.alive.as_ref().map(|(pod, _)| pod.0.clone()).unwrap_or_default(),
+        alive: failed.alive.map(|(_, heartbeat)| heartbeat.into()),
     }));
 }
 
@@ -121,6 +129,9 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
         return Err(Failed::new(Why::NotHere, &"a handoff of it to this pod is under way"));
     }
     let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
+    if !agent.lease.ready(LEASE).await {
+        return Err(Failed::new(Why::NotHere, &"this pod has no lease yet, or its host was not told of it"));
+    }
     let server = Server::new(agent, &pool, id.clone(), assign.spec_json.clone(), Epoch::NONE)
         .map_err(|error| Failed::new(Why::Host, &error))?;
     agent.can_load(&server.spec.type_, None).map_err(|error| Failed::new(Why::NotHere, &error))?;
@@ -136,32 +147,25 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
     Ok(server.clone())
 }
 
-/// What an assignment takes the server from.
-pub(crate) fn supersedes(assign: &session::Assign) -> Option<Supersedes> {
-    (assign.superseded_epoch > 0).then(|| Supersedes {
-        epoch: Epoch(assign.superseded_epoch),
-        owner: PodUid(assign.superseded_pod_uid.clone()),
-        grantee: (!assign.superseded_grantee_uid.is_empty()).then(|| PodUid(assign.superseded_grantee_uid.clone())),
-    })
-}
-
 async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &session::Assign) -> Result<(), Failed> {
     let supersedes = supersedes(assign);
+    let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
+    let heartbeats = pool.heartbeats();
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
         let header = newest.as_ref().map(|newest| newest.header.clone());
-        let decision = decide(header.as_ref(), supersedes.as_ref(), &agent.me.pod);
-        let (epoch, after, state_at, granted) = match decision {
-            Start::Claim { epoch, after, state_at } => (epoch, after, state_at, false),
-            Start::ServeGrant { epoch, after, state_at, .. } => (epoch, after, state_at, true),
+        let decision = decide(header.as_ref(), supersedes.as_ref(), &server.writer);
+        let (epoch, after, state_at, doubts, granted) = match decision {
+            Start::Claim { epoch, after, state_at, doubts } => (epoch, after, state_at, doubts, false),
+            Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts, true),
             Start::Refuse(refusal) => return Err(refused(&refusal, header)),
         };
+        look_up(&heartbeats, &doubts).await?;
         let state =
             match newest.and_then(|newest| newest.state).filter(|_| header.as_ref().is_some_and(Header::bears_state)) {
                 Some(state) => Some(state),
                 None if after == Sequence::NONE => {
-                    let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
                     inherit::state(&pool, &server.id, server.spec.restore_from.as_ref()).await?
                 }
                 None if state_at == Sequence::NONE => None,
@@ -176,21 +180,53 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
         let draft = Draft {
             epoch,
             kind: if granted && state.is_some() { Kind::Snapshot } else { Kind::Claim },
-            writer: agent.me.clone(),
+            writer: server.writer.clone(),
             body: match &state {
                 // A granted epoch begins with the state itself, and so does a log that inherits one.
                 Some(state) if granted || after == Sequence::NONE => Body::State(state.clone()),
                 _ => Body::At { sequence: state_at, version },
             },
         };
-        match server.log.append(&Authority::Reader, draft, after, time::Instant::now() + APPEND).await {
-            Ok(written) => return serve(agent, server, &written, state).await,
+        match server.log.append(&Authority::Reader, draft, after, agent.lease.append_until()).await {
+            Ok(written) if agent.lease.holds(server.writer.generation) => {
+                return serve(agent, server, &written, state).await;
+            }
+            // Another may have claimed it since. This pod's next inventory says that it has not got it.
+            Ok(_) => return Err(Failed::new(Why::NotHere, &"this pod's lease is over")),
             // Something new is in the log: look at it, and decide again under the same rules.
             Err(AppendError::Fenced(found)) => hint = found.sequence,
             Err(error) => return Err(Failed::new(Why::Store, &error)),
         }
     }
     Err(Failed::new(Why::Store, &"the log moved on faster than it could be claimed"))
+}
+
+/// What an assignment takes the server from.
+pub(crate) fn supersedes(assign: &session::Assign) -> Option<Supersedes> {
+    let over = |pod: &String, silent: Option<session::Heartbeat>| Over {
+        pod: PodUid(pod.clone()),
+        silent: silent.map(Into::into),
+    };
+    let grantee = &assign.superseded_grantee_uid;
+    (assign.superseded_epoch > 0).then(|| Supersedes {
+        epoch: Epoch(assign.superseded_epoch),
+        owner: over(&assign.superseded_pod_uid, assign.superseded_silent),
+        grantee: (!grantee.is_empty()).then(|| over(grantee, assign.grantee_silent)),
+    })
+}
+
+/// Who was only silent may be without the operator, and well: then the store has a heartbeat of it.
+pub(crate) async fn look_up(heartbeats: &Heartbeats, doubts: &[Doubt]) -> Result<(), Failed> {
+    for Doubt { of, above } in doubts {
+        let found = heartbeats.newest(of, *above).await;
+        // What cannot be read is not silence.
+        let found = found.map_err(|error| Failed::new(Why::Store, &error))?;
+        if let Some(alive) = found {
+            let message = format!("pod {} has no session, but heartbeat {} is in the store", of.pod, alive.counter);
+            return Err(Failed { alive: Some((of.pod.clone(), alive)), ..Failed::new(Why::Alive, &message) });
+        }
+    }
+    Ok(())
 }
 
 async fn serve(
@@ -220,6 +256,10 @@ async fn serve(
         state: state.as_ref(),
     };
     match agent.host.start(&call, HOST_CALL).await {
+        Ok(_) if !agent.lease.holds(server.writer.generation) => {
+            stop_unserved(agent, server, written.epoch).await;
+            Err(Failed::new(Why::NotHere, &"this pod's lease is over"))
+        }
         Ok(mark) => {
             server.wrote(written, None);
             server.update(|held| {
@@ -240,14 +280,11 @@ async fn serve(
 
 /// The host would not start what this pod has just claimed: release it, so that another pod may.
 async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
-    let stopped = agent.host.stop(&server.id.uid, written.epoch, agent.next_attempt(), HOST_CALL).await;
-    if let Err(error) = stopped {
-        tracing::warn!(server = %server.id, %error, "a server that did not start could not be stopped either");
-    }
+    stop_unserved(agent, server, written.epoch).await;
     let draft = Draft {
         epoch: written.epoch,
         kind: Kind::Release,
-        writer: agent.me.clone(),
+        writer: server.writer.clone(),
         body: Body::At { sequence: written.state_at, version: written.state_version },
     };
     let authority = Authority::Owner { epoch: written.epoch, granted: None };
@@ -261,14 +298,21 @@ async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
     }
 }
 
+async fn stop_unserved(agent: &Arc<Agent>, server: &Arc<Server>, epoch: Epoch) {
+    let stopped = agent.host.stop(&server.id.uid, epoch, agent.next_attempt(), HOST_CALL).await;
+    if let Err(error) = stopped {
+        tracing::warn!(server = %server.id, %error, "a server that did not start could not be stopped either");
+    }
+}
+
 pub(crate) fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
     let why = match refusal {
-        Refusal::OtherEpoch { .. } => Why::RefusedByLog,
+        Refusal::OtherEpoch { .. } | Refusal::OtherOwner { .. } => Why::RefusedByLog,
         Refusal::Granted { .. } => Why::Granted,
         Refusal::Deleted => Why::Deleted,
         Refusal::LogMissing { .. } => Why::Corrupt,
     };
-    Failed { why, message: refusal.to_string(), newest }
+    Failed { newest, ..Failed::new(why, refusal) }
 }
 
 #[allow(clippy::needless_pass_by_value)] // for map_err

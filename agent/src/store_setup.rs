@@ -55,6 +55,7 @@ pub fn settings(agent: &Arc<Agent>, settings: &session::Settings, cluster: Optio
             return refuse(agent, Problem::new(Reason::PoolInvalid, format!("the pool cannot be used: {invalid}")));
         }
     };
+    agent.lease.set_duration(resolved.lease_duration);
     let present = agent.pool.borrow().clone();
     match present {
         Some(present) => change(agent, present, spec, resolved),

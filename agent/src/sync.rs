@@ -13,7 +13,7 @@ use tokio::time::{self, Instant};
 use wire::session::{from_agent, gone::How};
 
 use crate::{
-    agent::{APPEND, Agent, HOST_CALL},
+    agent::{Agent, HOST_CALL},
     host::Snapshot,
     servers::{Phase, Server, next_sync},
 };
@@ -102,13 +102,15 @@ pub async fn sync(agent: &Arc<Agent>, server: &Arc<Server>) -> Result<u64, SyncE
     let draft = Draft {
         epoch: held.epoch,
         kind: Kind::Snapshot,
-        writer: agent.me.clone(),
+        writer: server.writer.clone(),
         body: Body::State(store::State { version: state.version, body: state.body.clone() }),
     };
     let authority = Authority::Owner { epoch: held.epoch, granted: held.granted };
-    let written = server.log.append(&authority, draft, held.sequence, Instant::now() + APPEND).await;
+    let written = server.log.append(&authority, draft, held.sequence, agent.lease.append_until()).await;
     agent.metrics.synced(written.is_ok());
     match written {
+        // Another may have claimed the server before this was written: only a lease that is alive says that nobody did.
+        Ok(_) if !agent.lease.holds(server.writer.generation) => Err(SyncError::NotActive),
         Ok(header) => {
             server.update(|held| held.state_bytes = state.body.len() as u64);
             server.wrote(&header, Some(state.mark));

@@ -74,7 +74,7 @@ async fn the_python_example_keeps_the_contract() {
     let (printed, passed) = check(&options(python.dir.path())).await;
     assert!(passed, "{printed}");
     assert!(printed.contains("pass  a large state in: 67108864 bytes"), "{printed}");
-    assert_eq!(printed.lines().count(), 22, "{printed}");
+    assert_eq!(printed.lines().count(), 23, "{printed}");
 }
 
 /// The same as the example.
@@ -137,8 +137,8 @@ async fn a_request_that_does_not_fit_the_host_is_said_to() {
 const BROKEN: &[(&str, &str, &str, [&str; 3])] = &[
     (
         "garbage for JSON",
-        "\"types\": types}).encode()",
-        "\"types\": types}).encode() + b\"garbage\"",
+        "json.dumps(about).encode()",
+        "json.dumps(about).encode() + b\"garbage\"",
         ["describe", "trailing characters", "`describe` answers 200"],
     ),
     (
@@ -355,6 +355,36 @@ const BROKEN: &[(&str, &str, &str, [&str; 3])] = &[
         "MAX_STATE = 64 << 20",
         "MAX_STATE = 1 << 16",
         ["a large state in", "", "A host reads and writes"],
+    ),
+    (
+        "a lease's end is not noticed",
+        "lease[0] == generation and boot_ms() < lease[1]",
+        "lease[0] == generation",
+        ["leases", "201", "A host with `lease` among"],
+    ),
+    (
+        "an earlier generation is served on",
+        "lease[0] == generation and boot_ms() < lease[1]",
+        "boot_ms() < lease[1]",
+        ["leases", "201", "With a `lease` of a later"],
+    ),
+    (
+        "a generation that is over lives again",
+        "if boot_ms() >= (known[1] if",
+        "if boot_ms() >= (deadline if",
+        ["leases", "", "A `lease` of a generation that is over"],
+    ),
+    (
+        "a late lease counts",
+        "if known and generation < known[0]:",
+        "if False:",
+        ["leases", "", "A `lease` of a lower generation"],
+    ),
+    (
+        "what an earlier generation left is in the way",
+        "if self.phase and self.generation < generation:",
+        "if False:",
+        ["leases", "409", "With a `lease` of a later"],
     ),
     (
         "what is no call reaches a server",

@@ -11,7 +11,7 @@ use std::{
 use agent::host::{HostClient, HostError, Mode, StartCall};
 use bytes::Bytes;
 use handoff::{
-    Epoch, ServerId, ServerUid,
+    Epoch, Generation, Instant, ServerId, ServerUid,
     source::{Final, Mark, State},
 };
 use serde_yaml::Value;
@@ -158,6 +158,7 @@ async fn call(client: &HostClient, name: &str, variant: usize) -> Result<(), Hos
     match name {
         "describe" => client.describe(WITHIN).await.map(drop),
         "list" => client.list(WITHIN).await.map(drop),
+        "lease" => client.lease(Generation(3), Instant(Duration::from_secs(9)), WITHIN).await,
         "start" => client.start(&start, WITHIN).await.map(drop),
         "snapshot" => client.snapshot(&uid, Epoch(4), more.then_some(mark), WITHIN).await.map(drop),
         "freeze" => client.freeze(&uid, Epoch(4), 6, more.then_some(mark), WITHIN).await.map(drop),

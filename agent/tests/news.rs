@@ -10,9 +10,6 @@ use agent::{
     agent::{Agent, StandingPlan, Target},
     config::Config,
     credentials::Credentials,
-    gateway::{Gateway, Identity, Limits},
-    host::HostClient,
-    metrics::Metrics,
     news,
     peer::{self, Peers},
     routes::{DirectoryEntry, DirectoryUpdate, Found, Route, Routes, Way},
@@ -32,14 +29,7 @@ fn agent(uid: &str) -> Arc<Agent> {
     let needed = ["--pod", uid, "--namespace", "ns", "--pod-uid", uid, "--pod-ip", "127.0.0.1", "--pool", "rooms"];
     let config =
         Config::parse_from(["durable-agent"].iter().chain(&needed).chain(&["--operator", "https://127.0.0.1:1"]));
-    let (routes, metrics) = (Routes::new(PodUid(uid.into())), Metrics::new().unwrap());
-    let host = HostClient::new("/nonexistent".as_ref(), 1 << 20);
-    let address = "127.0.0.1:7070".parse().unwrap();
-    let identity = Identity { pod: uid.into(), pod_uid: PodUid(uid.into()), address };
-    let credentials = OPERATOR.credentials(&pod(uid));
-    let (limits, shown) = (Limits::default(), credentials.clone());
-    let gateway = Gateway::new(identity, limits, shown, routes.clone(), host.clone(), metrics.clone());
-    Agent::new(config, credentials, routes, gateway, host, metrics)
+    support::agent(config)
 }
 
 fn room(name: &str) -> ServerId {

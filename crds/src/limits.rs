@@ -25,6 +25,9 @@ pub(crate) const SYNC_INTERVAL: Times = Times::new(Duration::from_secs(1), Durat
 pub(crate) const HOST_STOP: Times = Times::new(Duration::ZERO, Duration::from_hours(1));
 /// A whole drain.
 pub(crate) const DRAIN: Times = Times::new(Duration::from_secs(1), Duration::from_hours(1));
+/// How long an agent may serve on one sign of life. Of less, too little is left to reach the store in when the operator
+/// cannot be reached.
+pub(crate) const LEASE: Times = Times::new(Duration::from_secs(5), Duration::from_mins(10));
 /// One handoff, or one freeze.
 pub(crate) const STEP: Times = Times::new(Duration::from_millis(10), Duration::from_mins(10));
 /// Bytes of state: at least one small state must fit.

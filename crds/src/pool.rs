@@ -194,6 +194,11 @@ pub struct Placement {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovery {
+    /// How long a pod serves on without a sign of life that the operator or the store answered; when it is over, its
+    /// servers are started elsewhere. Default 15s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = limits::LEASE.rule())]
+    pub lease_duration: Option<Duration>,
     /// Servers that one pod starts at once. Default 50.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = *limits::CONCURRENCY.start(), max = *limits::CONCURRENCY.end()))]

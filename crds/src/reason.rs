@@ -58,6 +58,8 @@ reasons! {
     PodRefused,
     /// The store could not be used for its start.
     StoreUnavailable,
+    /// Its owner has no session, and showed in the store that it is well.
+    OwnerAlive,
     /// The log names another owner than was thought.
     OwnedElsewhere,
     /// Its log cannot be read, or lacks what was written.
@@ -106,6 +108,8 @@ reasons! {
     HostSilent,
     /// The host does not keep the contract.
     HostInvalid,
+    /// Neither the operator nor the store answered the agent's heartbeats, so it stopped all it had.
+    LeaseOver,
     /// The store refuses access.
     StoreDenied,
     /// The store's settings do not lead to a bucket.
@@ -170,6 +174,7 @@ impl Reason {
             Self::HostUnreachable
                 | Self::HostSilent
                 | Self::HostInvalid
+                | Self::LeaseOver
                 | Self::StoreDenied
                 | Self::StoreMisconfigured
                 | Self::StoreUnreachable

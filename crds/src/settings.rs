@@ -30,6 +30,8 @@ pub struct Pool {
     pub max_servers_per_pod: Option<u32>,
     /// Prefer pods of the newest revision.
     pub prefer_newest_revision: bool,
+    /// How long an agent may serve on one sign of life.
+    pub lease_duration: Duration,
     /// Servers that one pod starts at once.
     pub max_starts: u32,
 }
@@ -124,6 +126,8 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
             &limits::SERVERS,
         )?,
         prefer_newest_revision: placement.prefer_newest_revision.unwrap_or(true),
+        lease_duration: time("spec.recovery.leaseDuration", recovery.lease_duration.as_ref(), &limits::LEASE)?
+            .unwrap_or(Duration::from_secs(15)),
         max_starts: number("spec.recovery.maxConcurrency", recovery.max_concurrency, &limits::CONCURRENCY)?
             .unwrap_or(50),
     })
@@ -278,7 +282,7 @@ mod tests {
         let pool = pool(&pool_of("")).unwrap();
         assert_eq!(pool.sync_interval, Duration::from_secs(30));
         assert_eq!((pool.max_state_bytes, pool.keep_records, pool.max_starts), (64 << 20, 3, 50));
-        assert_eq!(pool.host_stop_time, Duration::from_secs(5));
+        assert_eq!((pool.host_stop_time, pool.lease_duration), (Duration::from_secs(5), Duration::from_secs(15)));
         assert_eq!((pool.max_servers_per_pod, pool.prefer_newest_revision), (None, true));
         assert_eq!(
             pool.drain,
@@ -366,6 +370,7 @@ types: [{name: room, maxServersPerPod: 7, handoffOnShutdown: {enabled: false, pr
                 "spec.sync.interval: `often` is not a duration: write whole numbers with h, m, s or ms, such as 500ms, 30s or 1m30s",
             ),
             ("sync: {interval: 0s}", "spec.sync.interval: write a duration from 1s to 24h"),
+            ("recovery: {leaseDuration: 4s}", "spec.recovery.leaseDuration: write a duration from 5s to 10m"),
             (
                 "sync: {maxStateBytes: 64MB}",
                 "spec.sync.maxStateBytes: `64MB` is not a size: write a whole number of bytes with an optional unit, such as 512Ki or 64Mi",

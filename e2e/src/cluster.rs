@@ -19,6 +19,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::view;
 use crate::wait::until;
 
 /// Where the operator lives.
@@ -263,6 +264,18 @@ impl Cluster {
         let output = command.output().await.with_context(|| format!("{command:?}"))?;
         let said = [output.stdout, output.stderr].concat();
         Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// The pods of a namespace on this node; on all of them if it is empty.
+    pub async fn pods(&self, namespace: &str, node: &str) -> Result<Vec<view::Pod>> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let all = pods.list(&ListParams::default()).await?.items;
+        Ok(all.iter().map(view::pod).filter(|pod| node.is_empty() || pod.node == node).collect())
+    }
+
+    /// Waits until the API server answers.
+    pub async fn answers(&self) -> Result<()> {
+        until("the API server answers", INSTALL, async || Ok(self.client.apiserver_version().await.ok().map(drop))).await
     }
 
     /// Stops a process of our own cluster (`s3`, `kubelet0`, ...) until the guard is dropped.

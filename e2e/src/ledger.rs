@@ -131,6 +131,19 @@ impl Ledger {
         locked(&self.reports).iter().rev().find(of_pod).map(|r| r.at_ns)
     }
 
+    /// Terms that ended at or after this time (nanoseconds since 1970).
+    #[must_use]
+    pub fn ends_since(&self, at_ns: u64) -> usize {
+        locked(&self.reports).iter().filter(|r| r.event == Event::End && r.at_ns >= at_ns).count()
+    }
+
+    /// For each server that one of these pods served at this time (nanoseconds since 1970): how long after it the next term
+    /// began, anywhere (nanoseconds), if one did.
+    #[must_use]
+    pub fn recoveries(&self, at_ns: u64, pods: &[String]) -> Vec<Option<u64>> {
+        recoveries(&locked(&self.reports), at_ns, pods)
+    }
+
     /// All overlaps. A pod that was killed (when, in nanoseconds since 1970, by name) could not report its last ends: its
     /// open terms are taken to have ended shortly before. Reports on their way are given a moment to arrive.
     pub async fn overlaps(&self, killed: &BTreeMap<String, u64>) -> Vec<Overlap> {
@@ -189,6 +202,18 @@ pub fn overlaps(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> V
             if term.end > open.end {
                 open = term;
             }
+        }
+    }
+    found
+}
+
+fn recoveries(reports: &BTreeSet<Report>, at_ns: u64, pods: &[String]) -> Vec<Option<u64>> {
+    let mut found = Vec::new();
+    for terms in terms(reports, &BTreeMap::new()).into_values() {
+        let before = terms.iter().rfind(|term| term.begin <= at_ns);
+        if before.is_some_and(|term| term.end > at_ns && pods.contains(&term.pod)) {
+            let next = terms.iter().map(|term| term.begin).find(|begin| *begin > at_ns);
+            found.push(next.map(|begin| begin - at_ns));
         }
     }
     found
@@ -272,6 +297,21 @@ mod tests {
         let reports =
             [report("a", 1, Begin, 1), report("a", 1, End, 5), report("a", 1, Begin, 6), report("a", 1, End, 9)];
         assert!(overlaps(&[&reports[..], &[report("b", 2, Begin, 10)]].concat(), &BTreeMap::new()).is_empty());
+    }
+
+    #[test]
+    fn a_recovery_is_the_time_until_the_next_term() {
+        let other = |report: Report| Report { server: "ns/b".into(), ..report };
+        let reports = [
+            report("a", 1, Begin, 1),
+            report("b", 3, Begin, 30),
+            other(report("a", 1, Begin, 2)),
+            other(report("a", 1, End, 9)),
+        ];
+        let reports = reports.into_iter().collect();
+        assert_eq!(recoveries(&reports, 10, &["a".into()]), [Some(20)], "the other had ended before");
+        assert_eq!(recoveries(&reports, 5, &["a".into()]), [Some(25), None]);
+        assert_eq!(recoveries(&reports, 10, &["b".into()]), []);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod audit;
 pub mod bad_input;
 pub mod browser;
 pub mod casebook;
+pub mod chaos;
 pub mod cluster;
 pub mod fallbacks;
 pub mod fault;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Parser;
 use e2e::casebook;
+use e2e::chaos;
 use e2e::cluster::{Cluster, Store};
 use e2e::figures::Spread;
 use e2e::metrics::Histograms;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 
 const ROOMS: usize = 300;
 const STATE: usize = 4096;
+const CHAOS_ROOMS: usize = 60;
 const PODS: i32 = 3;
 const WRITES: u32 = 200;
 /// The limits of the gap (milliseconds), and samples enough for them.
@@ -37,6 +39,12 @@ enum Command {
     Bench,
     /// All that can go wrong, and what is seen of it.
     Faults,
+    /// What breaks without a word, and how servers come back.
+    Chaos {
+        /// Only faults whose names contain this.
+        #[arg(default_value = "")]
+        only: String,
+    },
 }
 
 #[tokio::main]
@@ -45,6 +53,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
+        Command::Chaos { only } => chaos::run(CHAOS_ROOMS, chaos::Part::All, &only).await,
         Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }
 }

@@ -208,7 +208,8 @@ fn status<T: DeserializeOwned + Default>(object: &DynamicObject) -> T {
     serde_json::from_value(status).unwrap_or_default()
 }
 
-fn pod(object: &PodObject) -> Pod {
+/// What matters of a pod.
+pub(crate) fn pod(object: &PodObject) -> Pod {
     let status = object.status.clone().unwrap_or_default();
     let labels = object.metadata.labels.clone().unwrap_or_default();
     let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");

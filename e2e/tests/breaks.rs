@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use e2e::casebook;
+use e2e::chaos;
 use e2e::cluster::{Cluster, OPERATOR, SYSTEM, Store};
 use e2e::fault::{self, Killed};
 use e2e::rooms::Rooms;
@@ -47,6 +48,11 @@ async fn gone(rooms: &Rooms, pod: &Pod) -> Result<()> {
 #[tokio::test]
 async fn each_misfortune_is_shown_once_and_nothing_else_breaks() -> Result<()> {
     casebook::run(&Cluster::up(Store::Outside).await?, false).await
+}
+
+#[tokio::test]
+async fn what_is_lost_without_a_word_is_served_elsewhere_and_never_twice() -> Result<()> {
+    chaos::run(60, chaos::Part::Bounded, "").await
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ A kind of server is a class with TYPE, VERSION (the format that `state` writes) 
 - state(): bytes, the same ones for the same state;
 - handle(method, path, body): answers one request with a status, bytes, and whether the state changed. One at a time.
 """
-import base64, json, os, random, signal, socketserver, sys, threading, zlib
+import base64, json, os, random, signal, socketserver, sys, threading, time, zlib
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
 
@@ -16,6 +16,38 @@ NOT_HERE = 421, {"Durable-Not-Here": "1"}, b"not active here at this epoch\n"
 
 class Refused(Exception):
     """A status and a sentence."""
+
+
+LEASE = None  # generation and deadline, once the agent spoke of one: an older agent does not
+LEASING = threading.Lock()
+
+
+def boot_ms():
+    """The agent's clock too: it goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def allows(generation):
+    lease = LEASE
+    return lease is None or lease[0] == generation and boot_ms() < lease[1]
+
+
+def must_allow(generation):
+    if not allows(generation):
+        raise Refused(409, f"the lease of generation {generation} is over")
+
+
+def renew(generation, deadline):
+    global LEASE
+    with LEASING:
+        known = LEASE
+        if known and generation < known[0]:
+            raise Refused(412, f"a later generation was seen: {known[0]}")
+        is_known = known and generation == known[0]
+        if boot_ms() >= (known[1] if is_known else deadline):
+            raise Refused(409, f"generation {generation} is over")
+        LEASE = generation, max(deadline, known[1]) if is_known else deadline
+    return 200, {}, b""
 
 
 class Server:
@@ -29,6 +61,7 @@ class Server:
 
     def forget(self):
         self.phase = self.kind = self.app = self.config = self.standby = self.name = self.epoch = None
+        self.generation = 0
 
     def note(self, call, closes):
         with self.noting:
@@ -66,10 +99,15 @@ class Server:
             if self.closed or self.phase != "active" or epoch != self.epoch:
                 return NOT_HERE
             changed = True  # also if it breaks off in the middle
+            generation = self.generation
+            if not allows(generation):
+                return NOT_HERE
             try:
                 status, answer, changed = self.app.handle(method, path, body)
             finally:
                 self.revision += changed
+            if not allows(generation):  # another pod may have answered otherwise by now
+                return 503, {"Content-Type": "text/plain"}, b"the lease ended before this was answered\n"
             return status, {}, answer
 
     def control(self, verb, headers, body):
@@ -91,6 +129,10 @@ class Server:
             return getattr(self, verb)(epoch, headers, config, given)
 
     def start(self, epoch, headers, config, given):
+        generation = LEASE[0] if LEASE else 0
+        must_allow(generation)
+        if self.phase and self.generation < generation:
+            self.forget()  # what an earlier lease left
         if self.phase:
             raise Refused(409, f"it is {self.phase} here already, at epoch {self.epoch}")
         self.kind = KINDS.get(headers.get("Durable-Type"))
@@ -99,7 +141,7 @@ class Server:
         version, state, standby = given
         self.load(config, version, state)
         self.name, self.config, self.standby, self.epoch = headers.get("Durable-Server"), config, standby, epoch
-        self.phase = headers["Durable-Mode"]
+        self.phase, self.generation = headers["Durable-Mode"], generation
         return 200, self.mark(self.app.state()), b""
 
     def freeze(self, epoch, headers, *_):
@@ -108,12 +150,15 @@ class Server:
         return self.last(headers, 204)
 
     def thaw(self, epoch, *_):
+        if self.phase == "frozen":
+            must_allow(self.generation)
         self.expect(epoch, "active", "frozen")
         self.phase = "active"
         return 200, {}, b""
 
     def activate(self, epoch, headers, _, given):
         self.expect(epoch, "standby")
+        must_allow(self.generation)
         version, state, mark = given
         if state is not None:
             self.load(self.config, version, state)
@@ -172,7 +217,10 @@ def answer(method, path, headers, body):
     match method, *path.split("/")[2:]:
         case "GET", "v1", "describe":
             types = [{"name": kind.TYPE, "stateVersion": kind.VERSION, "loads": kind.LOADS} for kind in KINDS.values()]
-            return 200, {}, json.dumps({"contract": 1, "instance": INSTANCE, "types": types}).encode()
+            about = {"contract": 1, "instance": INSTANCE, "features": ["lease"], "types": types}
+            return 200, {}, json.dumps(about).encode()
+        case "POST", "v1", "lease":
+            return renew(number(headers, "Durable-Generation"), number(headers, "Durable-Deadline"))
         case "GET", "v1", "servers":
             here = [server.line() for server in list(SERVERS.values()) if server.phase]
             return 200, {}, json.dumps(here).encode()

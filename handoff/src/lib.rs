@@ -5,6 +5,7 @@
 //!  ids        who: server, pod, epoch, sequence, handoff
 //!  log        what a record says, what an append may do about a key that exists already, what cleanup may delete
 //!  claim      how a server starts from its log, given an assignment
+//!  lease      for how long an agent may serve, and when the operator may take it for silent
 //!  afterlife  logs of deleted servers: which may go, and which a new server of the same name starts from
 //!  source     one handoff, seen from the pod that gives the server away
 //!  target     one handoff, seen from the pod that receives it
@@ -16,6 +17,7 @@ pub mod afterlife;
 pub mod claim;
 pub mod drain;
 pub mod ids;
+pub mod lease;
 pub mod log;
 pub mod placement;
 pub mod source;

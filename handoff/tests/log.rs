@@ -58,16 +58,21 @@ fn what_a_found_record_means() {
 }
 
 fn supersedes(epoch: u64, grantee: Option<&str>) -> Supersedes {
-    Supersedes { epoch: Epoch(epoch), owner: PodUid("a".into()), grantee: grantee.map(|pod| PodUid(pod.into())) }
+    Supersedes {
+        epoch: Epoch(epoch),
+        owner: PodUid("a".into()).into(),
+        grantee: grantee.map(|pod| PodUid(pod.into()).into()),
+    }
 }
 
 #[test]
 fn how_a_server_starts() {
-    let me = PodUid("c".into());
+    let me = writer("c");
     let claim = |epoch, after, state_at| Start::Claim {
         epoch: Epoch(epoch),
         after: Sequence(after),
         state_at: Sequence(state_at),
+        doubts: Vec::new(),
     };
     let snapshot = record(5, 3, Kind::Snapshot, 5);
     let released = record(6, 3, Kind::Release, 6);
@@ -94,7 +99,7 @@ fn how_a_server_starts() {
     for (newest, supersedes, expected) in table {
         assert_eq!(decide(newest, supersedes.as_ref(), &me), expected, "{newest:?} {supersedes:?}");
     }
-    let to_me = decide(Some(&granted), Some(&supersedes(3, None)), &PodUid("b".into()));
+    let to_me = decide(Some(&granted), Some(&supersedes(3, None)), &writer("b"));
     assert!(matches!(to_me, Start::ServeGrant { epoch: Epoch(4), after: Sequence(6), state_at: Sequence(5), .. }));
     let tombstone = record(7, 3, Kind::Tombstone { delete: false }, 5);
     assert_eq!(decide(Some(&tombstone), Some(&supersedes(3, None)), &me), Start::Refuse(Refusal::Deleted));

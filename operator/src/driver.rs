@@ -11,7 +11,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ pub struct Edges {
     pub ready: Arc<AtomicBool>,
     /// What the page is shown.
     pub lens: Lens,
+    /// Until when this replica leads.
+    pub leads_until: watch::Receiver<Option<Instant>>,
 }
 
 /// Runs the world until `stop`, or until no more events can come.
@@ -64,7 +66,13 @@ pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edg
             _ = beat.tick() => beats = true,
             () = sleep_until(wake) => {}
         }
-        let now = Now { mono: handoff::Instant(start.elapsed()), wall: Timestamp::now() };
+        // One reading of the clock, after what came in and before anything is decided or answered.
+        let read = Instant::now();
+        if edges.leads_until.borrow().is_none_or(|until| read >= until) {
+            tracing::warn!("this replica does not lead any more, and decides nothing");
+            return;
+        }
+        let now = Now { mono: handoff::Instant(read - start), wall: Timestamp::now() };
         for mut event in batch.drain(..) {
             match &mut event {
                 Event::Open(opening) => {
@@ -134,5 +142,30 @@ fn status(refusal: &Refusal) -> Status {
         Refusal::NoPool(_) | Refusal::Protocol { .. } => Status::failed_precondition(text),
         Refusal::Replaced => Status::aborted(text),
         Refusal::PodOver | Refusal::Address { .. } => Status::permission_denied(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_decided_or_answered_once_the_lease_may_be_anothers() {
+        let (events, incoming) = mpsc::channel(4);
+        let (leads, leads_until) = watch::channel(Some(Instant::now() + Duration::from_secs(5)));
+        let (stop, (writes, _to_write), (notes, _to_publish)) =
+            (CancellationToken::new(), mpsc::unbounded_channel(), mpsc::channel(1));
+        let (lens, _page) = page::new(stop.clone());
+        let edges = Edges { writes, notes, ready: Arc::default(), lens, leads_until };
+        let driven = tokio::spawn(run(World::new("cluster".into(), 1), incoming, edges, stop));
+        sleep(Duration::from_millis(4_900)).await;
+        assert!(!driven.is_finished());
+        leads.send_replace(Some(Instant::now() + Duration::from_secs(5)));
+        sleep(Duration::from_millis(4_900)).await;
+        assert!(!driven.is_finished(), "renewed");
+        sleep(Duration::from_millis(400)).await;
+        assert!(driven.is_finished() && events.is_closed());
     }
 }

@@ -19,13 +19,14 @@ use tokio::{
 };
 
 /// A Lease that did not change for this long is nobody's.
-pub const DURATION: Duration = Duration::from_secs(15);
+/// Well shorter than a pool's default `recovery.leaseDuration` of 15 s: agents find the next leader while their own leases last.
+pub const DURATION: Duration = Duration::from_secs(8);
 /// A holder that could not renew for this long is none any more.
-pub const GIVE_UP: Duration = Duration::from_secs(10);
+pub const GIVE_UP: Duration = Duration::from_secs(5);
 /// Between two renewals, and between two looks of those who wait.
-const EVERY: Duration = Duration::from_secs(2);
-/// One call. Several fit into the time to give up.
-const CALL: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(1);
+/// One call. Several fit into the time to give up, and one more after it into [`DURATION`].
+const CALL: Duration = Duration::from_secs(2);
 /// Where agents open their sessions with the holder.
 const ADDRESS: &str = "durableserver.io/session-address";
 
@@ -125,6 +126,7 @@ pub struct Candidate {
     me: String,
     address: SocketAddr,
     leadership: watch::Sender<Leadership>,
+    leads_until: watch::Sender<Option<Instant>>,
     held: Option<Lease>,
     renewed: Instant,
 }
@@ -144,7 +146,15 @@ impl Candidate {
     /// `me` is this process's own name, unlike that of an earlier one in the same pod.
     #[must_use]
     pub fn new(leases: Arc<dyn Leases>, me: String, address: SocketAddr) -> Self {
-        Self { leases, me, address, leadership: watch::Sender::default(), held: None, renewed: Instant::now() }
+        let (leadership, leads_until) = (watch::Sender::default(), watch::Sender::default());
+        Self { leases, me, address, leadership, leads_until, held: None, renewed: Instant::now() }
+    }
+
+    /// Until when this replica certainly leads; nothing is decided, or answered to an agent, at or after it. `None`: it does
+    /// not lead. To be looked at for every act: this process may have slept through the end.
+    #[must_use]
+    pub fn leads_until(&self) -> watch::Receiver<Option<Instant>> {
+        self.leads_until.subscribe()
     }
 
     /// Who leads, now and later.
@@ -206,6 +216,8 @@ impl Candidate {
 
     /// Leaves the Lease to whoever looks next.
     pub async fn release(mut self) {
+        // Whoever follows must not meet an act of ours.
+        self.leads_until.send_replace(None);
         let Some(mut lease) = self.held.take() else { return };
         if let Some(spec) = &mut lease.spec {
             spec.holder_identity = None;
@@ -225,6 +237,7 @@ impl Candidate {
             Ok(Ok(Some(lease))) => {
                 self.held = Some(lease);
                 self.renewed = sent;
+                self.leads_until.send_replace(Some(sent + GIVE_UP));
                 Ok(true)
             }
             Ok(Ok(None)) => Ok(false),

@@ -121,3 +121,18 @@ async fn one_whose_lease_was_taken_knows_it() {
     }
     assert!(matches!(a.hold().await, Lost::Taken));
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_leads_from_when_a_renewal_was_sent_and_not_after_it_gave_the_lease_up() {
+    let leases = Arc::new(Fake::default());
+    let mut a = candidate(&leases, "a");
+    let until = a.leads_until();
+    assert_eq!(*until.borrow(), None);
+    a.acquire().await;
+    let acquired = Instant::now();
+    assert_eq!(*until.borrow(), Some(acquired + GIVE_UP));
+    assert!(timeout(EVERY * 5 / 2, a.hold()).await.is_err());
+    assert_eq!(*until.borrow(), Some(acquired + EVERY * 2 + GIVE_UP));
+    a.release().await;
+    assert_eq!(*until.borrow(), None);
+}

@@ -156,7 +156,8 @@ impl Turn {
         tasks.spawn(notes::run(self.client, to_publish));
         let (certificates, requests) = peers::requests();
         tasks.spawn(peers::issue_all(self.authority, requests));
-        let edges = Edges { writes, notes, certificates, ready: self.ready, lens: self.lens };
+        let leads_until = candidate.leads_until();
+        let edges = Edges { writes, notes, certificates, ready: self.ready, lens: self.lens, leads_until };
         let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
         tokio::select! {
             ended = driven => ended.context("the deciding task failed"),

@@ -7,7 +7,11 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use crds::Reason;
-use handoff::{Epoch, Instant, PodUid, claim::Supersedes};
+use handoff::{
+    Epoch, Instant, PodUid,
+    claim::{Over, Supersedes},
+    lease::Heartbeat,
+};
 use wire::session::gone::How;
 
 /// First wait after a failed assignment; doubles.
@@ -77,6 +81,8 @@ pub struct PodView {
     pub session: bool,
     /// Every container of it was seen terminated, for good.
     pub over: bool,
+    /// It was silent for a whole lease after this heartbeat: its time is over, unless it is found alive in the store.
+    pub silent: Option<Heartbeat>,
 }
 
 /// Where an assignment may go.
@@ -173,7 +179,7 @@ impl Ownership {
                     wait => wait,
                 };
             }
-            if pod.session || (pod.exists && !pod.over) {
+            if pod.session || (pod.exists && !pod.over && pod.silent.is_none()) {
                 return Next::Wait;
             }
         }
@@ -187,21 +193,24 @@ impl Ownership {
         match self.standing {
             Standing::Held => Next::Nothing,
             Standing::Never => Next::Assign(To::Any, None),
-            Standing::Released => self.assign_over(None),
-            Standing::Over => self.after_the_owner(view),
+            Standing::Released => self.assign_over(None, None),
+            Standing::Over => self.after_the_owner(None, view),
             Standing::Unheard => self.without_word(view),
         }
     }
 
-    /// The owner is proven over; a grantee may not be.
-    fn after_the_owner(&self, view: impl Fn(&PodUid) -> PodView) -> Next {
-        let Some(grant) = &self.grant else { return self.assign_over(None) };
+    /// The owner is over, for certain or by its silence; a grantee may not be.
+    fn after_the_owner(&self, silent: Option<Heartbeat>, view: impl Fn(&PodUid) -> PodView) -> Next {
+        let Some(grant) = &self.grant else { return self.assign_over(silent, None) };
         let grantee = view(&grant.to);
         if grant.over || grantee.over {
-            return self.assign_over(Some(grant.to.clone()));
+            return self.assign_over(silent, Some(grant.to.clone().into()));
         }
         if grantee.session {
-            return Next::Assign(To::Only(grant.to.clone()), self.supersedes(None));
+            return Next::Assign(To::Only(grant.to.clone()), self.supersedes(silent, None));
+        }
+        if grantee.silent.is_some() {
+            return self.assign_over(silent, Some(Over { pod: grant.to.clone(), silent: grantee.silent }));
         }
         Next::Wait
     }
@@ -210,12 +219,12 @@ impl Ownership {
     fn without_word(&self, view: impl Fn(&PodUid) -> PodView) -> Next {
         let Some(owner) = &self.owner else { return Next::Assign(To::Any, None) };
         let pod = view(owner);
-        if pod.over {
-            return self.after_the_owner(view);
+        if pod.over || pod.silent.is_some() {
+            return self.after_the_owner(pod.silent.filter(|_| !pod.over), view);
         }
         if pod.session {
             // Its own word may be on its way: what it answers comes after that.
-            return Next::Assign(To::Only(owner.clone()), self.supersedes(None));
+            return Next::Assign(To::Only(owner.clone()), self.supersedes(None, None));
         }
         if pod.exists {
             return Next::Wait;
@@ -224,15 +233,16 @@ impl Ownership {
         Next::Assign(To::Any, None)
     }
 
-    fn assign_over(&self, grantee: Option<PodUid>) -> Next {
-        Next::Assign(To::Any, self.supersedes(grantee))
+    fn assign_over(&self, silent: Option<Heartbeat>, grantee: Option<Over>) -> Next {
+        Next::Assign(To::Any, self.supersedes(silent, grantee))
     }
 
-    fn supersedes(&self, grantee: Option<PodUid>) -> Option<Supersedes> {
+    fn supersedes(&self, silent: Option<Heartbeat>, grantee: Option<Over>) -> Option<Supersedes> {
         if self.epoch == Epoch::NONE {
             return None;
         }
-        Some(Supersedes { epoch: self.epoch, owner: self.owner.clone().unwrap_or_default(), grantee })
+        let owner = Over { pod: self.owner.clone().unwrap_or_default(), silent };
+        Some(Supersedes { epoch: self.epoch, owner, grantee })
     }
 
     /// An assignment was sent.
@@ -370,9 +380,7 @@ impl Ownership {
         self.grant = grant;
         let first = self.failures == 0;
         self.wait(trouble, now, jitter);
-        if !news {
-            self.not_before = now + RETRY_FATAL;
-        } else if first {
+        if news && first {
             // The usual case is an index that was behind and is right now.
             self.not_before = now;
         }

@@ -2,11 +2,14 @@ use std::collections::HashMap;
 
 use super::*;
 
-const LIVE: PodView = PodView { exists: true, session: true, over: false };
-const SILENT: PodView = PodView { exists: true, session: false, over: false };
-const TERMINATED: PodView = PodView { exists: true, session: false, over: true };
-const GONE_OVER: PodView = PodView { exists: false, session: false, over: true };
-const GONE: PodView = PodView { exists: false, session: false, over: false };
+const LIVE: PodView = PodView { exists: true, session: true, over: false, silent: None };
+const AWAY: PodView = PodView { session: false, ..LIVE };
+const SILENT: PodView = PodView { silent: Some(LAST), ..AWAY };
+const TERMINATED: PodView = PodView { over: true, ..AWAY };
+const GONE_OVER: PodView = PodView { exists: false, ..TERMINATED };
+const GONE: PodView = PodView { exists: false, ..AWAY };
+const GONE_SILENT: PodView = PodView { silent: Some(LAST), ..GONE };
+const LAST: Heartbeat = Heartbeat { generation: handoff::Generation(7), counter: 12 };
 
 fn pod(name: &str) -> PodUid {
     PodUid(name.into())
@@ -34,11 +37,20 @@ fn any(grantee: Option<&str>) -> Next {
 }
 
 fn over(grantee: Option<&str>) -> Supersedes {
-    Supersedes { epoch: Epoch(3), owner: pod("a"), grantee: grantee.map(pod) }
+    Supersedes { epoch: Epoch(3), owner: pod("a").into(), grantee: grantee.map(|to| pod(to).into()) }
 }
 
 fn only(name: &str) -> Next {
     Next::Assign(To::Only(pod(name)), Some(over(None)))
+}
+
+fn silent(name: &str) -> Over {
+    Over { pod: pod(name), silent: Some(LAST) }
+}
+
+/// Claimed from a silent owner, or over a silent grantee.
+fn from_silent(owner: Over, grantee: Option<Over>) -> Next {
+    Next::Assign(To::Any, Some(Supersedes { epoch: Epoch(3), owner, grantee }))
 }
 
 fn trouble() -> Trouble {
@@ -63,20 +75,46 @@ fn what_is_assigned_and_what_waits() {
         ("held", owned(Standing::Held), vec![("a", LIVE)], Next::Nothing),
         ("released", owned(Standing::Released), vec![("a", LIVE)], any(None)),
         ("disclaimed", owned(Standing::Over), vec![("a", LIVE)], any(None)),
-        ("silent owner", unheard(), vec![("a", SILENT)], Next::Wait),
+        ("an owner without a session", unheard(), vec![("a", AWAY)], Next::Wait),
+        ("a silent owner", unheard(), vec![("a", SILENT)], from_silent(silent("a"), None)),
+        ("a silent owner whose object is gone", unheard(), vec![("a", GONE_SILENT)], from_silent(silent("a"), None)),
+        (
+            "a terminated owner need not be looked up",
+            unheard(),
+            vec![("a", PodView { over: true, ..SILENT })],
+            any(None),
+        ),
         ("terminated owner", unheard(), vec![("a", TERMINATED)], any(None)),
         ("terminated and deleted owner", unheard(), vec![("a", GONE_OVER)], any(None)),
         ("an object that is merely gone proves nothing", unheard(), vec![("a", GONE)], nothing_named.clone()),
         ("an owner with a session is asked", unheard(), vec![("a", LIVE)], only("a")),
         ("a live grantee is asked", granted(false), vec![("b", LIVE)], only("b")),
-        ("a silent grantee is waited for", granted(false), vec![("b", SILENT)], Next::Wait),
+        ("a grantee without a session is waited for", granted(false), vec![("b", AWAY)], Next::Wait),
+        (
+            "a silent grantee is named as such",
+            granted(false),
+            vec![("b", SILENT)],
+            from_silent(pod("a").into(), Some(silent("b"))),
+        ),
+        (
+            "a grantee that lives is asked though the owner is silent",
+            Ownership { standing: Standing::Unheard, ..granted(false) },
+            vec![("a", SILENT), ("b", LIVE)],
+            Next::Assign(To::Only(pod("b")), Some(Supersedes { epoch: Epoch(3), owner: silent("a"), grantee: None })),
+        ),
+        (
+            "both silent",
+            Ownership { standing: Standing::Unheard, ..granted(false) },
+            vec![("a", SILENT), ("b", SILENT)],
+            from_silent(silent("a"), Some(silent("b"))),
+        ),
         ("a gone grantee is waited for", granted(false), vec![("b", GONE)], Next::Wait),
         ("a terminated grantee is named", granted(false), vec![("b", GONE_OVER)], any(Some("b"))),
         ("a disclaiming grantee is named", granted(true), vec![("b", LIVE)], any(Some("b"))),
         (
             "with the owner unheard, a grantee is not asked",
             Ownership { standing: Standing::Unheard, ..granted(false) },
-            vec![("a", SILENT), ("b", LIVE)],
+            vec![("a", AWAY), ("b", LIVE)],
             Next::Wait,
         ),
         ("unknown owner", Ownership::recorded(Epoch(3), None), vec![], nothing_named.clone()),
@@ -86,7 +124,8 @@ fn what_is_assigned_and_what_waits() {
             vec![("c", LIVE)],
             Next::Wait,
         ),
-        ("nor while it is silent", sent_to(owned(Standing::Over), "c"), vec![("c", SILENT)], Next::Wait),
+        ("nor while it is away", sent_to(owned(Standing::Over), "c"), vec![("c", AWAY)], Next::Wait),
+        ("until it is silent", sent_to(owned(Standing::Over), "c"), vec![("c", SILENT)], any(None)),
         (
             "a second pod once the first is terminated",
             sent_to(owned(Standing::Over), "c"),
@@ -166,7 +205,7 @@ fn a_refusal_corrects_the_index() {
     let mut ownership = sent_to(owned(Standing::Over), "c");
     assert!(ownership.failed(&pod("c"), 7, refused(6, "d", None), at(0), 0.0));
     assert_eq!((ownership.epoch, ownership.standing), (Epoch(6), Standing::Unheard));
-    let over = Some(Supersedes { epoch: Epoch(6), owner: pod("d"), grantee: None });
+    let over = Some(Supersedes { epoch: Epoch(6), owner: pod("d").into(), grantee: None });
     assert_eq!(next(&ownership, 0, &[("d", GONE_OVER)]), Next::Assign(To::Any, over.clone()), "at once");
     assert_eq!(next(&ownership, 0, &[("d", LIVE)]), Next::Assign(To::Only(pod("d")), over), "it is asked first");
 
@@ -176,11 +215,11 @@ fn a_refusal_corrects_the_index() {
 }
 
 #[test]
-fn a_refusal_that_says_nothing_new_waits_long() {
+fn a_refusal_that_says_nothing_new_waits() {
     let mut ownership = sent_to(owned(Standing::Unheard), "c");
     assert!(ownership.failed(&pod("c"), 7, refused(3, "a", None), at(0), 0.0));
-    assert_eq!(next(&ownership, 59_999, &[("a", GONE)]), Next::Wait);
-    assert_eq!(next(&ownership, 60_000, &[("a", GONE)]), Next::Assign(To::Any, None));
+    assert_eq!(next(&ownership, 499, &[("a", GONE)]), Next::Wait);
+    assert_eq!(next(&ownership, 500, &[("a", GONE)]), Next::Assign(To::Any, None));
     assert!(ownership.trouble.is_some());
 }
 
@@ -231,7 +270,7 @@ fn an_unanswered_assignment_is_sent_again_to_the_same_pod_only() {
     let ownership = sent_to(owned(Standing::Released), "c");
     assert_eq!(next(&ownership, 9_999, &[("c", LIVE)]), Next::Wait);
     assert_eq!(next(&ownership, 10_000, &[("c", LIVE)]), only("c"));
-    assert_eq!(next(&ownership, 10_000, &[("c", SILENT)]), Next::Wait);
+    assert_eq!(next(&ownership, 10_000, &[("c", AWAY)]), Next::Wait);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::{
     agent::Agent,
     answer::{Refusal, not_here},
     headers::{Given, Mark, NOT_HERE, Order, Since},
+    lease::Lease,
     observer::{EndReason, Observer},
     server::{AnyServer, Context, Kind, ServerName, State},
 };
@@ -32,6 +33,7 @@ pub(crate) struct Surroundings {
     pub instance: u64,
     pub agent: Arc<Agent>,
     pub observer: Box<dyn Observer>,
+    pub lease: Lease,
 }
 
 /// What `start` is told.
@@ -89,6 +91,8 @@ struct Term {
     name: Arc<ServerName>,
     kind: Arc<Kind>,
     epoch: u64,
+    /// Of the lease under which it was started.
+    generation: u64,
     phase: Phase,
 }
 
@@ -143,6 +147,8 @@ impl Cell {
         self.admit(order, false)?;
         let mut slot = self.slot.lock().await;
         self.take_turn(order)?;
+        let generation = around.lease.begin()?;
+        self.end_older(generation, &mut slot, around);
         if let Some(term) = &self.meta().term {
             let (phase, epoch) = (term.phase.name(), term.epoch);
             return Err(Refusal::conflict(format!("it is {phase} here already, at epoch {epoch}: stop it first")));
@@ -163,7 +169,7 @@ impl Cell {
         }
         *slot = Some(server);
         self.loaded(checksum);
-        self.meta().term = Some(Term { name: Arc::new(name), kind, epoch: order.epoch, phase });
+        self.meta().term = Some(Term { name: Arc::new(name), kind, epoch: order.epoch, generation, phase });
         Ok(self.mark(around))
     }
 
@@ -175,6 +181,7 @@ impl Cell {
         let Phase::Standby { mark: standby, config } = phase else {
             return Err(Refusal::conflict(format!("it is {}, not standby", phase.name())));
         };
+        around.lease.check(self.generation())?;
         match given {
             Given::Full { version, body, checksum } => {
                 *slot = Some(kind.load(&name, config, Some(State { version, body }))?);
@@ -244,6 +251,7 @@ impl Cell {
             Phase::Standby { .. } => Err(Refusal::conflict("it is standby: activate it")),
             Phase::Active => Ok(()),
             Phase::Frozen => {
+                around.lease.check(self.generation())?;
                 around.observer.begin(&name, order.epoch);
                 self.enter(Phase::Active);
                 Ok(())
@@ -259,6 +267,22 @@ impl Cell {
         Ok(())
     }
 
+    /// Ends what serves under a lease that is over: its state stays, for an agent that asks in time. While a handler runs
+    /// this does nothing: its answer is refused when it ends.
+    pub(crate) fn expire(&self, around: &Surroundings) {
+        let is_over = || {
+            let meta = self.meta();
+            let active = meta.term.as_ref().filter(|term| matches!(term.phase, Phase::Active));
+            active.filter(|term| !around.lease.allows(term.generation)).map(|term| (Arc::clone(&term.name), term.epoch))
+        };
+        if let Ok(_slot) = self.slot.try_lock()
+            && let Some((name, epoch)) = is_over()
+        {
+            self.enter(Phase::Frozen);
+            around.observer.end(&name, epoch, EndReason::LeaseOver);
+        }
+    }
+
     /// The process ends. A handler that does not end is not waited for: the kernel ends it.
     pub(crate) fn exit(&self, around: &Surroundings) {
         if let Ok(mut slot) = self.slot.try_lock() {
@@ -267,20 +291,25 @@ impl Cell {
     }
 
     /// Has the server handle a user's request, if it serves at that epoch right now.
-    pub(crate) async fn handle(&self, request: Request<Bytes>, epoch: u64, agent: Arc<Agent>) -> Response<Bytes> {
-        let (answer, context) = {
+    pub(crate) async fn handle(&self, request: Request<Bytes>, epoch: u64, around: &Surroundings) -> Response<Bytes> {
+        let (answer, context, generation) = {
             let mut slot = self.slot.lock().await;
-            let Some(name) = self.serving(epoch) else { return not_here() };
+            let Some(name) = self.serving(epoch, &around.lease) else { return not_here() };
             let Some(server) = slot.as_deref_mut() else { return not_here() };
-            let mut context = Context::new(name, epoch, request.method(), agent);
+            let generation = self.generation();
+            let mut context = Context::new(name, epoch, request.method(), Arc::clone(&around.agent));
             // A handler that panics may have changed anything.
             let mut change = Change { cell: self, counts: true };
             let mut answer = server.handle(request, &mut context).await;
             change.counts = context.is_changed();
             answer.headers_mut().remove(NOT_HERE);
-            (answer, context)
+            (answer, context, generation)
         };
         match context.settle().await {
+            // It slept over the end, or the handler took so long: another pod may have answered otherwise by now.
+            Ok(()) if !around.lease.allows(generation) => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the lease ended before this was answered").into()
+            }
             Ok(()) => answer,
             Err(error) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("not stored durably: {error}")).into(),
         }
@@ -317,11 +346,22 @@ impl Cell {
         Ok((Arc::clone(&term.name), Arc::clone(&term.kind), term.phase.clone()))
     }
 
-    fn serving(&self, epoch: u64) -> Option<Arc<ServerName>> {
+    fn serving(&self, epoch: u64, lease: &Lease) -> Option<Arc<ServerName>> {
         let meta = self.meta();
         let term = meta.term.as_ref()?;
         let serves = !meta.closed && term.epoch == epoch && matches!(term.phase, Phase::Active);
-        serves.then(|| Arc::clone(&term.name))
+        (serves && lease.allows(term.generation)).then(|| Arc::clone(&term.name))
+    }
+
+    fn generation(&self) -> u64 {
+        self.meta().term.as_ref().map(|term| term.generation).unwrap_or_default()
+    }
+
+    /// What an earlier generation left here is not in the way of what a later one starts.
+    fn end_older(&self, generation: u64, slot: &mut Option<Box<dyn AnyServer>>, around: &Surroundings) {
+        if self.meta().term.as_ref().is_some_and(|term| term.generation < generation) {
+            self.forget(slot, EndReason::LeaseOver, around);
+        }
     }
 
     fn enter(&self, phase: Phase) {

@@ -1,6 +1,6 @@
 //! The agent's calls.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
@@ -24,6 +24,7 @@ struct Description {
     contract: u32,
     instance: u64,
     types: Vec<Type>,
+    features: [&'static str; 1],
 }
 
 #[derive(Serialize)]
@@ -42,6 +43,7 @@ pub(crate) async fn answer(host: &Running, parts: &Parts, body: Bytes) -> Result
         (&Method::GET, Some("servers"), None, None, None) => {
             Ok(json(&host.registry.all().iter().filter_map(|cell| cell.line()).collect::<Vec<_>>()))
         }
+        (&Method::POST, Some("lease"), None, None, None) => lease(host, &parts.headers),
         (&Method::GET, Some("servers"), Some(uid), Some("snapshot"), None) => snapshot(host, uid, &parts.headers).await,
         (&Method::POST, Some("servers"), Some(uid), Some(verb), None) => {
             change(host, uid, verb, &parts.headers, body).await
@@ -58,7 +60,15 @@ fn describe(host: &Running) -> Description {
         types: types
             .map(|kind| Type { name: kind.name, state_version: kind.version, loads: kind.loads.clone() })
             .collect(),
+        features: ["lease"],
     }
+}
+
+fn lease(host: &Running, headers: &HeaderMap) -> Result<Response<Bytes>, Refusal> {
+    let generation = headers::number(headers, headers::GENERATION)?;
+    let deadline = Duration::from_millis(headers::number(headers, headers::DEADLINE)?);
+    host.around.lease.renew(generation, deadline)?;
+    Ok(Response::default())
 }
 
 async fn snapshot(host: &Running, uid: &str, headers: &HeaderMap) -> Result<Response<Bytes>, Refusal> {

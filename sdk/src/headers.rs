@@ -24,6 +24,8 @@ pub(crate) const STATE_VERSION: &str = "durable-state-version";
 pub(crate) const INSTANCE: &str = "durable-instance";
 pub(crate) const REVISION: &str = "durable-revision";
 pub(crate) const CHECKSUM: &str = "durable-checksum";
+pub(crate) const GENERATION: &str = "durable-generation";
+pub(crate) const DEADLINE: &str = "durable-deadline";
 pub(crate) const NOT_HERE: &str = "durable-not-here";
 
 /// The place of a control call in the order of all control calls for one server.

@@ -13,6 +13,7 @@ use crate::{
     answer::{Refusal, text},
     cell::Surroundings,
     control,
+    lease::Lease,
     listen::{HostError, Listening},
     observer::Observer,
     registry::Registry,
@@ -71,6 +72,7 @@ impl Host {
             instance: rand::random_range(1..MAX_INSTANCE),
             agent: Arc::new(Agent::new(dir)),
             observer: self.observer,
+            lease: Lease::default(),
         };
         let running =
             Running { kinds: self.kinds, registry: Registry::default(), around, max_state_bytes: self.max_state_bytes };

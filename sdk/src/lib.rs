@@ -44,6 +44,7 @@ mod cell;
 mod control;
 mod headers;
 mod host;
+mod lease;
 mod listen;
 mod observer;
 mod registry;

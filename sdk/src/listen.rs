@@ -29,6 +29,8 @@ const MIN_GRACE: Duration = Duration::from_millis(200);
 const MAX_GRACE: Duration = Duration::from_secs(3);
 /// For answers under way when the socket is closed.
 const FINISH: Duration = Duration::from_millis(500);
+/// How often leases are looked at, for those who observe.
+const EXPIRE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(20);
 /// Out of file descriptors, say.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -83,6 +85,8 @@ impl Listening {
     pub async fn serve_until(self, end: impl Future<Output = ()>) {
         let Self { listener, path, host } = self;
         let closing = CancellationToken::new();
+        let _ends_with_us = closing.clone().drop_guard();
+        tokio::spawn(expire(Arc::clone(&host), closing.clone()));
         let mut connections = JoinSet::new();
         let mut ended = pin!(async {
             end.await;
@@ -113,6 +117,16 @@ impl Listening {
         }
         for cell in host.registry.all() {
             cell.exit(&host.around);
+        }
+    }
+}
+
+/// Ends what a lease that is over leaves: whoever asks is refused by the clock already.
+async fn expire(host: Arc<Running>, closing: CancellationToken) {
+    let mut look = interval(EXPIRE);
+    while closing.run_until_cancelled(look.tick()).await.is_some() {
+        for cell in host.registry.all() {
+            cell.expire(&host.around);
         }
     }
 }

@@ -9,6 +9,8 @@ pub enum EndReason {
     Frozen,
     /// The agent had it stopped.
     Stopped,
+    /// Its agent's lease is over: it may be started elsewhere.
+    LeaseOver,
     /// The process ends.
     Exit,
 }

@@ -1,6 +1,6 @@
 //! Users' requests, passed on by the agent.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -22,5 +22,5 @@ pub(crate) async fn answer(host: &Running, parts: Parts, body: Bytes) -> Result<
         return Ok(not_here());
     };
     let request = Request::from_parts(parts, body);
-    Ok(cell.handle(request, epoch, Arc::clone(&host.around.agent)).await)
+    Ok(cell.handle(request, epoch, &host.around).await)
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  <hash4>/<namespace>/<name>/<uid>/<sequence as 16 hex digits>   the records; the hash is of namespace and name, so that
 //!                                                                 all logs of one name are found by one listing
+//!  heartbeats/<pod uid>/<generation>-<counter>                   signs of life, see `heartbeats`
 //!  deleted/<namespace>/<name>/<uid>                               logs that go a day after their Tombstone
 //!  owner, probe/…                                                 see `probe`
 //! ```

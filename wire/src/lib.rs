@@ -18,6 +18,18 @@ pub mod session {
 /// The version of both contracts. Peers one apart understand each other.
 pub const PROTOCOL: u32 = 1;
 
+impl From<handoff::lease::Heartbeat> for session::Heartbeat {
+    fn from(heartbeat: handoff::lease::Heartbeat) -> Self {
+        Self { generation: heartbeat.generation.0, counter: heartbeat.counter }
+    }
+}
+
+impl From<session::Heartbeat> for handoff::lease::Heartbeat {
+    fn from(heartbeat: session::Heartbeat) -> Self {
+        Self { generation: handoff::Generation(heartbeat.generation), counter: heartbeat.counter }
+    }
+}
+
 /// Room for one message's envelope beside the state that it bears, bytes.
 pub const ENVELOPE_BYTES: usize = 256 * 1024;
 

@@ -177,10 +177,17 @@ impl Exchange<Answered> {
 
     /// The request must not have been given to the server.
     pub fn not_here(self) -> Result<(), Failure> {
-        let judge = |answered: Answered| {
-            if answered.is_not_here() { Ok(()) } else { Err((rules::NOT_HERE, answered.shown())) }
-        };
-        self.judge(rules::NOT_HERE, judge)
+        self.not_here_since(rules::NOT_HERE)
+    }
+
+    /// The request must not have been given to the server, since this says so.
+    pub fn not_here_since(self, rule: &'static Rule) -> Result<(), Failure> {
+        self.judge(
+            rule,
+            |answered: Answered| {
+                if answered.is_not_here() { Ok(()) } else { Err((rule, answered.shown())) }
+            },
+        )
     }
 
     /// It must have this status, and a sentence.

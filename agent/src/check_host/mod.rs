@@ -2,6 +2,7 @@
 //! (`docs/host-contract.md`).
 
 mod exchange;
+mod lease;
 mod life;
 mod order;
 mod report;
@@ -97,6 +98,7 @@ pub async fn run(options: &Options, tell: impl FnMut(&Outcome)) -> bool {
     checks.make("other paths", &subject, whole::other_paths(&subject)).await;
     checks.make("malformed headers", &subject, whole::malformed(&subject)).await;
     checks.make("connections", &subject, whole::connections(&subject)).await;
+    checks.make("leases", &subject, lease::lease(&subject)).await;
     checks.make("a large state in", &subject, whole::large_state_in(&subject)).await;
     checks.make("a large state out", &subject, whole::large_state_out(&subject)).await;
     checks.make("nothing is left", &subject, order::nothing_left(&subject)).await;

@@ -79,6 +79,16 @@ rules! {
         => "compare the snapshot's epoch with the highest one seen for this uid";
     HIGHER: "A `snapshot`, `freeze`, `thaw` or `activate` at a higher epoch than that of the server here is answered 409."
         => "compare the call's epoch with that of the server, and do it only if they are equal";
+    LEASE_ENDS: "A host with `lease` among its `features` handles no request, and answers none with success, from the deadline of its newest `lease` on: it looks at its own clock before and after."
+        => "compare Durable-Deadline with the clock (CLOCK_BOOTTIME, in milliseconds) under the lock that requests are handled under: from then on answer 421 with Durable-Not-Here: 1, and 503 to what was begun before";
+    LEASE_OLDER: "With a `lease` of a later generation nothing of an earlier one is served any more, and what that left is not in the way of a `start`."
+        => "note with each server the generation that was valid when it was started, serve it only while that is still the newest, and drop an older one when its uid is started again";
+    LEASE_ONCE: "A `lease` of a generation that is over is answered 409, and so is a `start`, `thaw` or `activate` then: nothing makes a generation live again."
+        => "refuse a lease whose generation is the known one once its deadline is past, before the deadline is set";
+    LEASE_LATE: "A `lease` of a lower generation than one that the host has seen is answered 412 and does nothing."
+        => "keep the highest generation, and compare before anything is set";
+    LEASE_STATE: "When the lease is over, `snapshot`, `freeze` and `stop` are answered as ever."
+        => "only what has a server serve depends on the lease: an agent that asks for the last state must still get it";
     MALFORMED: "A header that is missing or cannot be read is answered 400."
         => "read all headers before anything is done, and refuse what is not a decimal number or one of the words";
     SENTENCE: "Every refusal has a sentence for its reader, as `text/plain`."

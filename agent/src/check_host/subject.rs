@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use handoff::{
-    Epoch, ServerId, ServerUid,
+    Epoch, Generation, Instant, ServerId, ServerUid,
     source::{Final, Mark, State},
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -49,6 +49,8 @@ pub struct Subject {
     pub max_state: u64,
     /// For one call.
     pub within: Duration,
+    /// Whether it says that it ends by itself when its lease is over.
+    pub knows_leases: bool,
     client: HostClient,
     instance: u64,
     change: Change,
@@ -95,6 +97,7 @@ impl Subject {
             )));
         }
         Ok(Self {
+            knows_leases: described.knows_leases(),
             socket: options.socket.clone(),
             max_state: options.max_state_bytes,
             within,
@@ -155,6 +158,15 @@ impl Subject {
             all
         };
         Exchange { after: String::new(), sent: "GET /.durable/v1/servers".into(), came: came.map(ours), broken: None }
+    }
+
+    /// Tells it until when it may serve.
+    pub async fn lease(&self, generation: Generation, deadline: Instant) -> Exchange<()> {
+        let came = self.client.lease(generation, deadline, self.within).await;
+        self.tally(&came);
+        let ms = deadline.0.as_millis();
+        let sent = format!("POST /.durable/v1/lease with Durable-Generation: {}, Durable-Deadline: {ms}", generation.0);
+        Exchange { after: String::new(), sent, came, broken: None }
     }
 
     /// A call as no agent makes it.

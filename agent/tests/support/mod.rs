@@ -12,7 +12,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use agent::credentials::Credentials;
+use agent::{
+    agent::Agent,
+    config::Config,
+    credentials::Credentials,
+    gateway::{Gateway, Identity, Limits},
+    host::HostClient,
+    metrics::Metrics,
+    routes::Routes,
+};
 use handoff::PodUid;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -79,6 +87,19 @@ impl Authority {
         credentials.install(&self.issue(pod, &request, SystemTime::now() + LIFE)).unwrap();
         credentials
     }
+}
+
+/// An agent of this pod, to which the operator gave a certificate.
+pub fn agent(config: Config) -> Arc<Agent> {
+    let uid = PodUid(config.pod_uid.clone());
+    let (routes, metrics) = (Routes::new(uid.clone()), Metrics::new().unwrap());
+    let host = HostClient::new(&config.host_socket(), 1 << 20);
+    let address = SocketAddr::from(([127, 0, 0, 1], 7070));
+    let identity = Identity { pod: config.pod.clone(), pod_uid: uid, address };
+    let credentials = OPERATOR.credentials(&pod(&config.pod_uid));
+    let (limits, shown) = (Limits::default(), credentials.clone());
+    let gateway = Gateway::new(identity, limits, shown, routes.clone(), host.clone(), metrics.clone());
+    Agent::new(config, credentials, routes, gateway, host, metrics)
 }
 
 /// A pod of pool `rooms` in namespace `ns`.

@@ -6,12 +6,8 @@ use agent::{
     agent::{Agent, Target},
     config::Config,
     credentials::Credentials,
-    gateway::{Gateway, Identity, Limits},
     hooks,
-    host::HostClient,
-    metrics::Metrics,
     peer::{self, Peers},
-    routes::Routes,
 };
 use clap::Parser;
 use handoff::PodUid;
@@ -41,14 +37,7 @@ impl Served {
         let arguments = ["a", "--pod=b", "--namespace=ns", "--pod-uid=b", "--pod-ip=127.0.0.1", "--pool=rooms"];
         let more = ["--operator=https://operator:9443", "--hook-path=/prestop/0123456789abcdef"];
         let config = Config::parse_from(arguments.into_iter().chain(more));
-        let credentials = OPERATOR.credentials(&pod("b"));
-        let (routes, metrics) = (Routes::new(PodUid("b".into())), Metrics::new().unwrap());
-        let host = HostClient::new(&config.host_socket(), 1 << 20);
-        let address = "127.0.0.1:7070".parse().unwrap();
-        let identity = Identity { pod: "b".into(), pod_uid: PodUid("b".into()), address };
-        let (limits, shown) = (Limits::default(), credentials.clone());
-        let gateway = Gateway::new(identity, limits, shown, routes.clone(), host.clone(), metrics.clone());
-        let agent = Agent::new(config, credentials, routes, gateway, host, metrics);
+        let agent = super::agent(config);
         let listeners = [listen().await, listen().await, listen().await];
         let [to_peers, to_hooks, to_gateway] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
         let [peers, hooks, requests] = listeners;

@@ -14,7 +14,7 @@ use super::{Server, World, cluster::Cluster};
 use crate::{
     metrics::METRICS,
     model::{Effect, Key},
-    ownership::{Next, Standing, To, Trouble},
+    ownership::{Next, PodView, Standing, To, Trouble},
 };
 
 /// An unanswered assignment takes one of its pod's turns for so long.
@@ -101,7 +101,7 @@ impl World {
             self.bury(uid, now);
             return Attended::Wait;
         }
-        match server.ownership.next(now, |pod| self.cluster.view(pod)) {
+        match server.ownership.next(now, |pod| self.view(pod, &server.pool, now)) {
             Next::Nothing => Attended::Done,
             Next::Wait => {
                 self.unplaced(uid, None, now);
@@ -152,6 +152,16 @@ impl World {
             }
             Some(_) => Attended::Full,
         }
+    }
+
+    /// What is known of a pod at this reading of the clock, which comes after all that came in before it.
+    pub(super) fn view(&self, pod: &PodUid, pool: &Key, now: Instant) -> PodView {
+        let view = self.cluster.view(pod);
+        let settings = self.pools.get(pool).and_then(|pool| pool.settings.as_ref());
+        let (Some(since), Some(settings), false) = (self.read_since, settings, view.session) else { return view };
+        let heard = self.cluster.heard.get(pod).copied().unwrap_or_default();
+        let silent = heard.is_silent(since, settings.lease_duration, now).then(|| heard.last());
+        PodView { silent, ..view }
     }
 
     /// What besides the pods keeps a server from getting one.

@@ -43,13 +43,13 @@ impl World {
             return self.let_go(uid);
         }
         let pool = server.pool.clone();
-        let patience = if self.is_deserted(&pool) { LONELY } else { PATIENCE };
+        let patience = if self.is_deserted(&pool, now) { LONELY } else { PATIENCE };
         if waited >= patience {
             self.give_up(uid, now);
             return self.let_go(uid);
         }
         let Some(server) = self.servers.get(uid) else { return };
-        match server.ownership.next(now, |pod| self.cluster.view(pod)) {
+        match server.ownership.next(now, |pod| self.view(pod, &pool, now)) {
             Next::Nothing => self.stop_for_good(uid, now),
             Next::Wait => {}
             Next::Assign(to, supersedes) => {
@@ -65,12 +65,12 @@ impl World {
     }
 
     /// Whether a pool has nobody who could write to the store, now or soon.
-    fn is_deserted(&self, pool: &Key) -> bool {
+    fn is_deserted(&self, pool: &Key, now: Instant) -> bool {
         let alive = |pod: &PodUid| {
-            let view = self.cluster.view(pod);
-            view.session || (view.exists && !view.over)
+            let view = self.view(pod, pool, now);
+            view.session || (view.exists && !view.over && view.silent.is_none())
         };
-        !self.pools.get(pool).is_some_and(|pool| pool.pods.iter().any(alive))
+        !self.pools.get(pool).is_some_and(|known| known.pods.iter().any(alive))
     }
 
     /// An agent of the pool that can write: one record is no burden, so that the first that is well will do.
@@ -108,8 +108,10 @@ impl World {
             server: Some(server_ref(&server.id)),
             spec_json: server.spec_json.clone(),
             superseded_epoch: supersedes.epoch.0,
-            superseded_pod_uid: supersedes.owner.0,
-            superseded_grantee_uid: supersedes.grantee.unwrap_or_default().0,
+            superseded_pod_uid: supersedes.owner.pod.0,
+            superseded_silent: supersedes.owner.silent.map(Into::into),
+            grantee_silent: supersedes.grantee.as_ref().and_then(|over| over.silent).map(Into::into),
+            superseded_grantee_uid: supersedes.grantee.unwrap_or_default().pod.0,
             hint: server.sequence,
         })
     }

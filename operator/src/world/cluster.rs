@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crds::settings;
-use handoff::{Instant, PodUid, ServerUid, placement::PodFacts};
+use handoff::{Instant, PodUid, ServerUid, lease::Heard, placement::PodFacts};
 use wire::session::{Held, HostType};
 
 use crate::{
@@ -81,16 +81,18 @@ pub struct Cluster {
     pub shrank: HashMap<String, Instant>,
     /// By pod.
     pub sessions: HashMap<PodUid, Session>,
+    /// Signs of life by pod, also of those whose object is gone.
+    pub heard: HashMap<PodUid, Heard>,
 }
 
 impl Cluster {
-    /// What ownership wants to know of a pod.
+    /// What ownership wants to know of a pod, but for its silence.
     #[must_use]
     pub fn view(&self, uid: &PodUid) -> PodView {
         let entry = self.pods.get(uid);
         let session = self.sessions.contains_key(uid);
         let over = entry.is_some_and(|entry| entry.pod.over) || (entry.is_none() && self.over.contains_key(uid));
-        PodView { exists: entry.is_some(), session, over: over && !session }
+        PodView { exists: entry.is_some(), session, over: over && !session, silent: None }
     }
 
     /// Whether a pod is of the newest revision of its Deployment. Pods of other workloads always are.

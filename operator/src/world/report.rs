@@ -275,7 +275,12 @@ impl World {
         let owned = &self.owned;
         self.budget.forget(now.mono);
         self.cluster.over.retain(|pod, since| owned.contains_key(pod) || now.mono - *since < REMEMBER);
-        let pods = &self.cluster.pods;
+        let (pods, sessions) = (&self.cluster.pods, &self.cluster.sessions);
+        // Once its time is over by its own count; if it is asked about later, everything in the store counts.
+        self.cluster.heard.retain(|pod, heard| {
+            let known = pods.contains_key(pod) || sessions.contains_key(pod) || owned.contains_key(pod);
+            known || !heard.is_silent(Instant::default(), Duration::ZERO, now.mono)
+        });
         // The watch may show an older status of its Handoff for a while.
         let recent = |told: Instant| now.mono - told < TOLD;
         self.drains.retain(|uid, drain| pods.contains_key(uid) || drain.told.is_none_or(recent));

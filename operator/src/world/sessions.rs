@@ -9,7 +9,8 @@ use wire::{
     PROTOCOL,
     identity::PodIdentity,
     session::{
-        AssignFailed, CertificateRequest, DrainReport, Gone, Held, Hello, Moved, ServerRef, Status, Stop, Welcome,
+        AssignFailed, CertificateRequest, DrainReport, Gone, Heartbeat, Held, Hello, Moved, ServerRef, Status, Stop,
+        Welcome,
         assign_failed::Why, from_agent, gone::How, to_agent,
     },
 };
@@ -22,6 +23,8 @@ use crate::{
     ownership::{Claimed, Failure, Trouble},
 };
 
+/// The longest lease that an agent may say it has: that of the longest setting.
+const MAX_LEASE: Duration = Duration::from_mins(10);
 /// Longest text of an agent that is kept.
 const MAX_TEXT: usize = 512;
 /// Longest word.
@@ -87,6 +90,7 @@ impl World {
             entry.silent_since = None;
         }
         self.session_pods.insert(id, pod.clone());
+        self.heard(&pod, pool, hello.heartbeat, hello.lease_ms, now.mono);
         let session = Session {
             id,
             name: identity.pod.clone(),
@@ -105,6 +109,7 @@ impl World {
                 cluster_id: self.cluster_id.clone(),
                 pod_uid: pod.0.clone(),
                 settings: Some(self.settings_of(pool)),
+                heard: hello.heartbeat,
             }),
         ));
         self.take_inventory(&pod, hello.inventory, now.mono);
@@ -162,9 +167,29 @@ impl World {
             from_agent::Body::AssignFailed(failed) => self.assign_failed(&pod, &failed, now.mono),
             from_agent::Body::Moved(moved) => self.moved(&pod, &moved, now),
             from_agent::Body::Drain(report) => self.drain_reported(&pod, id, report, now),
-            from_agent::Body::Status(status) => self.agent_status(&pod, status, now.mono),
+            from_agent::Body::Status(status) => {
+                self.answer_heartbeat(&pod, id, &status, now.mono);
+                self.agent_status(&pod, status, now.mono);
+            }
             from_agent::Body::Certificate(request) => self.certify(&pod, request, now.mono),
         }
+    }
+
+    /// Whoever decides calls this only while it leads: from an answer on, its agent serves for a whole lease.
+    fn answer_heartbeat(&mut self, pod: &PodUid, id: SessionId, status: &Status, now: Instant) {
+        let pool = self.cluster.sessions.get(pod).map(|session| session.pool.clone());
+        let (Some(pool), Some(heartbeat)) = (pool, status.heartbeat) else { return };
+        self.heard(pod, &pool, Some(heartbeat), status.lease_ms, now);
+        self.effects.push(Effect::Send(id, to_agent::Body::Heard(heartbeat)));
+    }
+
+    /// A sign of life, by which the agent counts so many milliseconds, or by what its pool says if it does not know yet.
+    fn heard(&mut self, pod: &PodUid, pool: &Key, heartbeat: Option<Heartbeat>, lease_ms: u64, now: Instant) {
+        let Some(heartbeat) = heartbeat else { return };
+        let settings = self.pools.get(pool).and_then(|pool| pool.settings.as_ref());
+        let of_pool = settings.map(|settings| settings.lease_duration).unwrap_or_default();
+        let duration = of_pool.max(Duration::from_millis(lease_ms).min(MAX_LEASE));
+        self.cluster.heard.entry(pod.clone()).or_default().beat(heartbeat.into(), duration, now);
     }
 
     /// A server that this pod may speak of.
@@ -260,6 +285,7 @@ impl World {
 
     fn assign_failed(&mut self, pod: &PodUid, failed: &AssignFailed, now: Instant) {
         let Some(uid) = self.of_its_pool(pod, failed.server.as_ref()) else { return };
+        self.found_alive(&uid, failed, now);
         let failure = failure(pod, failed);
         METRICS.assignments.with_label_values(&[failed.why().as_str_name()]).inc();
         tracing::info!(
@@ -272,6 +298,17 @@ impl World {
         let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, rand::random()));
         if let Some(server) = self.servers.get_mut(&uid).filter(|_| ours == Some(true)) {
             server.deletion.closed |= failed.why() == Why::Deleted;
+        }
+    }
+
+    /// A pod that was taken for silent has a newer heartbeat in the store: its silence begins anew.
+    fn found_alive(&mut self, uid: &ServerUid, failed: &AssignFailed, now: Instant) {
+        let Some(server) = self.servers.get(uid).filter(|_| failed.why() == Why::Alive) else { return };
+        let (alive, ownership) = (PodUid(failed.alive_pod_uid.clone()), &server.ownership);
+        // Nobody was asked about any other.
+        if ownership.owner.as_ref() == Some(&alive) || ownership.grant.as_ref().is_some_and(|grant| grant.to == alive) {
+            let pool = server.pool.clone();
+            self.heard(&alive, &pool, failed.alive, 0, now);
         }
     }
 
@@ -370,6 +407,7 @@ fn failure(pod: &PodUid, failed: &AssignFailed) -> Failure {
         },
         Why::Host => Failure::Pod(trouble(Reason::HostRefused, false), claimed),
         Why::NotHere => Failure::Pod(trouble(Reason::PodRefused, false), claimed),
+        Why::Alive => Failure::Everywhere(trouble(Reason::OwnerAlive, false)),
         Why::Store | Why::Unspecified => Failure::Everywhere(trouble(Reason::StoreUnavailable, false)),
         Why::Corrupt => Failure::Everywhere(Trouble {
             reason: Reason::Corrupt,

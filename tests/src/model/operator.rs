@@ -46,10 +46,10 @@ impl World {
         let owner = self.seen.owners.iter().find(|(known, _)| u64::from(*known) == epoch.0);
         let supersedes = Supersedes {
             epoch,
-            owner: owner.map(|(_, pod)| pod.uid()).unwrap_or_default(),
-            grantee: if rules.mutated(Mutation::AnyGrantee) { named } else { grantee.map(Pod::uid) },
+            owner: owner.map(|(_, pod)| pod.uid().into()).unwrap_or_default(),
+            grantee: if rules.mutated(Mutation::AnyGrantee) { named } else { grantee.map(Pod::uid) }.map(Into::into),
         };
-        let start = claim::decide(newest.as_ref(), Some(&supersedes), &to.uid());
+        let start = claim::decide(newest.as_ref(), Some(&supersedes), &to.writer());
         if matches!(start, Start::Refuse(_)) {
             return false;
         }
@@ -77,11 +77,11 @@ impl World {
             granted: 0,
         };
         match start {
-            Start::Claim { epoch, after, state_at } => {
+            Start::Claim { epoch, after, state_at, .. } => {
                 let back = u64::from(rules.mutated(Mutation::ClaimNextEpoch));
                 self.begin(to, Purpose::Claim, term(Epoch(epoch.0 - back), after, state_at), None);
             }
-            Start::ServeGrant { epoch, after, state_at, grant } => {
+            Start::ServeGrant { epoch, after, state_at, grant, .. } => {
                 let state = self.load(small(state_at.0));
                 let purpose = Purpose::ServeGrant { handoff: small(grant.handoff.0) };
                 self.begin(to, purpose, term(epoch, after, state_at), Some(state));

@@ -1,6 +1,7 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
 mod deleting;
+mod leases;
 mod letting_in;
 mod look;
 mod misfortune;

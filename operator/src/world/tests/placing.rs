@@ -117,7 +117,7 @@ fn a_terminated_pods_servers_go_elsewhere_and_a_missing_ones_do_not() {
             ..failed(&assign, Why::RefusedByLog)
         }),
     );
-    story.pass(5_000);
+    story.pass(300);
     assert_eq!(story.assigns(), []);
     let status = story.statuses("s1").last().unwrap().clone();
     assert_eq!((status["phase"].as_str(), status["pod"].as_str()), (Some("Pending"), None));

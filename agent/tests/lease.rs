@@ -1,0 +1,281 @@
+//! An agent with its lease, a host and a store: what it does when nobody answers, and what it claims from whom.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use agent::{
+    agent::{Agent, Pool},
+    config::Config,
+    host::{HostClient, HostError, ListedPhase, Mode, StartCall},
+    lease,
+    recover,
+    start,
+};
+use bytes::Bytes;
+use clap::Parser;
+use durable_sdk::{Context, DurableServer, Host, LoadError, ServerName, State};
+use handoff::{
+    Epoch, Generation, PodUid, Sequence, ServerId, ServerUid,
+    log::{Authority, Kind, Writer},
+};
+use http_body_util::Full;
+use hyper::{Request, Response};
+use store::{
+    Body, Draft, Heartbeats, Log, Memory, StoreError,
+    memory::{Fault, Operation},
+};
+use tempfile::TempDir;
+use tokio::{sync::mpsc, time};
+use wire::session::{self, FromAgent, assign_failed::Why, from_agent};
+
+/// A server whose state is what was posted to it last.
+struct Note(Bytes);
+
+impl DurableServer for Note {
+    const TYPE: &str = "note";
+    const STATE_VERSION: u32 = 1;
+
+    fn load(_: &ServerName, _: Option<serde_json::Value>, state: Option<State>) -> Result<Self, LoadError> {
+        Ok(Self(state.map_or_else(Bytes::new, |state| state.body)))
+    }
+
+    async fn handle(&mut self, request: Request<Bytes>, _: &mut Context) -> Response<Bytes> {
+        self.0 = request.into_body();
+        Response::new(self.0.clone())
+    }
+
+    fn snapshot(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+struct Scene {
+    agent: Arc<Agent>,
+    store: Arc<Memory>,
+    told: mpsc::UnboundedReceiver<FromAgent>,
+    _dir: TempDir,
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Scene {
+    /// An agent whose first heartbeat was answered, with a lease of this length.
+    async fn begin(lease: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_str().unwrap();
+        let config = Config::parse_from([
+            "durable-agent",
+            "--pod",
+            "notes-1",
+            "--namespace",
+            "ns",
+            "--pod-uid",
+            "pod-b",
+            "--pod-ip",
+            "127.0.0.1",
+            "--pool",
+            "notes",
+            "--operator",
+            "http://127.0.0.1:1",
+            "--dir",
+            path,
+        ]);
+        tokio::spawn(Host::new().serve::<Note>().listen(dir.path()).unwrap().serve_until(std::future::pending()));
+        let agent = support::agent(config);
+        let store = Arc::new(Memory::default());
+        let spec: crds::DurableServerPoolSpec =
+            serde_json::from_value(serde_json::json!({ "store": { "s3": { "bucket": "b-1" } } })).unwrap();
+        let settings = Arc::new(crds::settings::pool(&spec).unwrap());
+        let objects: Arc<dyn store::Objects> = store.clone();
+        agent.pool.send_replace(Some(Pool { spec: Arc::new(spec), settings, store: objects.into() }));
+        agent.lease.set_duration(lease);
+        let told = agent.operator.open(|| from_agent::Body::Status(session::Status::default()));
+        tokio::spawn(lease::keep(agent.clone()));
+        tokio::spawn(lease::tell_host(agent.clone()));
+        tokio::spawn(recover::watch_host(agent.clone()));
+        agent.lease.answered(agent.lease.beat().unwrap().0);
+        assert!(agent.lease.ready(PATIENCE).await);
+        Self { agent, store, told, _dir: dir }
+    }
+
+    fn log(&self) -> Log {
+        let pool = self.agent.pool().unwrap();
+        self.agent.open_log(&pool, &server()).unwrap()
+    }
+
+    fn assign(&self, superseded: u64, silent: Option<session::Heartbeat>) {
+        let id = server();
+        start::assigned(
+            &self.agent,
+            session::Assign {
+                assignment: 1,
+                server: Some(session::ServerRef { namespace: id.namespace, name: id.name, uid: id.uid.0 }),
+                spec_json: r#"{"pool":"notes","type":"note"}"#.into(),
+                superseded_epoch: superseded,
+                superseded_pod_uid: "pod-a".into(),
+                superseded_silent: silent,
+                ..session::Assign::default()
+            },
+        );
+    }
+
+    /// The next word about the assigned server.
+    async fn hear(&mut self) -> from_agent::Body {
+        loop {
+            let message = time::timeout(PATIENCE, self.told.recv()).await.unwrap().unwrap();
+            match message.body.unwrap() {
+                from_agent::Body::Status(_) => {}
+                body => return body,
+            }
+        }
+    }
+
+    async fn started(&mut self) {
+        self.assign(0, None);
+        assert!(matches!(self.hear().await, from_agent::Body::Held(_)));
+    }
+
+    async fn post(&self, text: &'static str) -> Option<u16> {
+        let request = Request::post("/")
+            .header("host", "x")
+            .header("durable-server", "ns/a")
+            .header("durable-uid", "u-1")
+            .header("durable-epoch", 1)
+            .body(Full::new(Bytes::from(text)))
+            .unwrap();
+        self.agent.host.forward(request).await.ok().map(|answer| answer.status().as_u16())
+    }
+
+    async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {
+        let begun = time::Instant::now();
+        while !holds(self).await {
+            assert!(begun.elapsed() < PATIENCE, "never: {what}");
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn server() -> ServerId {
+    ServerId { namespace: "ns".into(), name: "a".into(), uid: ServerUid("u-1".into()) }
+}
+
+fn beat(counter: u64) -> session::Heartbeat {
+    session::Heartbeat { generation: 7, counter }
+}
+
+#[tokio::test]
+async fn without_an_answer_all_is_stopped_and_the_last_states_are_kept() {
+    let mut scene = Scene::begin(Duration::from_secs(2)).await;
+    scene.started().await;
+    assert_eq!(scene.post("answered, and not yet synced").await, Some(200));
+    let generation = scene.agent.lease.writer().generation;
+    scene.store.inject(Operation::Create, vec![Fault::Fail(StoreError::Unknown("cut off".into())); 1000]);
+    scene.agent.lease.ended(generation).await;
+    assert_eq!(scene.post("too late").await, None, "nothing passes to the host, whatever it does");
+    scene.until("a new generation", async |scene| scene.agent.lease.writer().generation > generation).await;
+    assert!(scene.agent.servers.is_empty(), "the next inventory is empty");
+    let listed = scene.agent.host.list(PATIENCE).await.unwrap();
+    assert!(listed.iter().all(|server| server.phase == ListedPhase::Frozen), "{listed:?}");
+    scene.store.heal();
+    scene
+        .until("a Release", async |scene| {
+            let newest = scene.log().read_newest(Sequence::NONE).await.unwrap().unwrap();
+            newest.header.kind == Kind::Release
+                && newest.state.is_some_and(|state| state.body == "answered, and not yet synced")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn while_the_store_answers_servers_go_on_without_a_session() {
+    let mut scene = Scene::begin(Duration::from_secs(3)).await;
+    scene.started().await;
+    let run = scene.agent.lease.writer();
+    time::sleep(Duration::from_secs(4)).await;
+    assert!(scene.agent.lease.holds(run.generation));
+    assert_eq!(scene.post("still here").await, Some(200));
+    let heartbeats = scene.store.keys().into_iter().filter(|key| key.starts_with("heartbeats/pod-b/"));
+    assert!((1..=2).contains(&heartbeats.count()), "the newest, and perhaps one that is about to go");
+}
+
+#[tokio::test]
+async fn a_silent_owner_is_looked_up_in_the_store() {
+    let mut scene = Scene::begin(Duration::from_mins(1)).await;
+    let pool = scene.agent.pool().unwrap();
+    let writer = Writer { pod: PodUid("pod-a".into()), generation: Generation(7) };
+    let claim = Draft {
+        epoch: Epoch(1),
+        kind: Kind::Claim,
+        writer: writer.clone(),
+        body: Body::At { sequence: Sequence::NONE, version: 0 },
+    };
+    let until = time::Instant::now() + PATIENCE;
+    scene.log().append(&Authority::Reader, claim, Sequence::NONE, until).await.unwrap();
+    Heartbeats::new(pool.store, "").write(&writer, 12).await.unwrap();
+
+    scene.assign(1, Some(beat(5)));
+    let from_agent::Body::AssignFailed(failed) = scene.hear().await else { panic!("claimed from a pod that lives") };
+    assert_eq!((failed.why(), failed.alive_pod_uid.as_str(), failed.alive), (Why::Alive, "pod-a", Some(beat(12))));
+
+    scene.store.inject(Operation::List, [Fault::None, Fault::Fail(StoreError::Unknown("cut off".into()))]);
+    scene.assign(1, Some(beat(12)));
+    let from_agent::Body::AssignFailed(failed) = scene.hear().await else { panic!("a failed read is not silence") };
+    assert_eq!(failed.why(), Why::Store);
+
+    scene.assign(1, Some(beat(12)));
+    let from_agent::Body::Held(held) = scene.hear().await else { panic!("not claimed") };
+    assert_eq!(held.epoch, 3);
+}
+
+async fn signal(process: &tokio::process::Child, name: &str) {
+    let pid = process.id().unwrap().to_string();
+    let sent = tokio::process::Command::new("kill").args([name, &pid]).status().await.unwrap();
+    assert!(sent.success());
+}
+
+/// It wakes with both in its socket, the new lease and a request, and must look at the clock before it takes up either.
+#[tokio::test]
+async fn a_host_that_slept_past_its_deadline_serves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let process = tokio::process::Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/notes-python/notes.py"))
+        .env("DURABLE_DIR", dir.path())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 is installed: e2e/setup does it");
+    let host = HostClient::new(&dir.path().join("host.sock"), 1 << 20);
+    while host.describe(PATIENCE).await.is_err() {
+        time::sleep(Duration::from_millis(20)).await;
+    }
+    let lease = |ms| host.lease(Generation(5), lease::boot_time() + Duration::from_millis(ms), PATIENCE);
+    lease(1_000).await.unwrap();
+    let id = server();
+    let call = StartCall {
+        id: &id,
+        kind: "notes",
+        epoch: Epoch(1),
+        attempt: 1,
+        mode: Mode::Active,
+        config: None,
+        state: None,
+    };
+    host.start(&call, PATIENCE).await.unwrap();
+    signal(&process, "-STOP").await;
+    time::sleep(Duration::from_millis(1_100)).await;
+    let request = Request::post("/")
+        .header("host", "x")
+        .header("durable-uid", "u-1")
+        .header("durable-epoch", 1)
+        .body(Full::new(Bytes::from("late")))
+        .unwrap();
+    let woken = async {
+        time::sleep(Duration::from_millis(100)).await;
+        signal(&process, "-CONT").await;
+    };
+    let (renewed, answered, ()) = tokio::join!(lease(60_000), host.forward(request), woken);
+    assert!(matches!(renewed, Err(HostError::Refused { status: hyper::StatusCode::CONFLICT, .. })), "{renewed:?}");
+    assert_eq!(answered.unwrap().status(), hyper::StatusCode::MISDIRECTED_REQUEST);
+}

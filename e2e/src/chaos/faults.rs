@@ -1,0 +1,254 @@
+//! How each thing is broken. On a cluster of our own the nodes are this machine, so that their processes can be killed.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use futures::future::join;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::{BACK, Broken, LEASE, PODS};
+use crate::cluster::{OPERATOR, SYSTEM};
+use crate::fault::Killed;
+use crate::process::{self, Process};
+use crate::rooms::Rooms;
+use crate::view::{Pod, now};
+use crate::wait::until;
+
+/// How long a part of the cluster is away.
+const AWAY: Duration = Duration::from_mins(1);
+/// What a pod may write here, before its kubelet evicts it, is in `prepare`; this is more (bytes).
+const TOO_MUCH: usize = 4 << 20;
+/// Kubelets look every 10 s whether a pod wrote too much.
+const EVICTED: Duration = Duration::from_mins(1);
+
+/// Gives the pods a directory that they may fill.
+pub async fn prepare(rooms: &Rooms) -> Result<()> {
+    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
+    let patch = json!({ "spec": { "template": { "spec": {
+        "volumes": [{ "name": "scratch", "emptyDir": { "sizeLimit": "1Mi" } }],
+        "containers": [{ "name": "rooms", "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }] }],
+    } } } });
+    api.patch("rooms", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    rooms.scale(PODS).await
+}
+
+/// The pod with the most servers: something must be struck.
+fn fullest(rooms: &Rooms) -> Result<Pod> {
+    let servers = rooms.view.servers();
+    let held = |pod: &Pod| servers.iter().filter(|server| server.pod == pod.name).count();
+    rooms.view.pods().into_iter().filter(|pod| pod.ready).max_by_key(held).context("no pod")
+}
+
+fn strike(pod: &Pod, processes: &[Process]) -> Result<Broken> {
+    let at = now();
+    process::kill(processes)?;
+    Ok(Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name.clone(), at)].into() })
+}
+
+/// Waits until every server that this took has begun anew.
+async fn recovered(rooms: &Rooms, broken: &Broken, limit: Duration) -> Result<()> {
+    until("all that was struck is served again", limit, async || {
+        Ok(rooms.ledger.recoveries(broken.at, &broken.pods).iter().all(Option::is_some).then_some(()))
+    })
+    .await
+}
+
+pub async fn host_killed(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let broken = strike(&pod, &rooms.processes(&pod)?.1)?;
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+pub async fn agent_killed(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let agent = rooms.processes(&pod)?.0;
+    let broken = strike(&pod, &[agent])?;
+    recovered(rooms, &broken, BACK).await?;
+    // Its host lived, and reported the end of every term.
+    Ok(Broken { killed: Killed::new(), ..broken })
+}
+
+/// Leaves the host no memory, so that the kernel kills it.
+pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let hosts = rooms.processes(&pod)?.1;
+    let host = hosts.first().context("no host")?;
+    let at = now();
+    process::exhaust_memory(host.pid)?;
+    let broken = Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name, at)].into() };
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+pub async fn forced(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let pods: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
+    let at = now();
+    pods.delete(&pod.name, &DeleteParams::default().grace_period(0)).await?;
+    let broken = Broken { at, pods: vec![pod.name], killed: Killed::new() };
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+/// The pod fills its disk, and the kubelet ends it without its hook.
+pub async fn evicted(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let hosts = rooms.processes(&pod)?.1;
+    let host = hosts.first().context("no host")?;
+    std::fs::write(format!("/proc/{}/root/scratch/much", host.pid), vec![1; TOO_MUCH])?;
+    until("the pod is evicted", EVICTED, async || Ok(rooms.processes(&pod).is_err().then_some(()))).await?;
+    let last = rooms.ledger.last_end(&pod.name).unwrap_or_else(now);
+    let broken = Broken { at: last.min(now()), pods: vec![pod.name], killed: Killed::new() };
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+/// Nothing gets in or out, and all processes live.
+pub async fn cut_off(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let agent = rooms.processes(&pod)?.0;
+    let cut = Cut::make(agent.pid)?;
+    let broken = Broken { at: now(), pods: vec![pod.name], killed: Killed::new() };
+    recovered(rooms, &broken, LEASE * 4).await?;
+    drop(cut);
+    Ok(broken)
+}
+
+/// A pod without a network, until this is dropped.
+struct Cut(u32);
+
+impl Cut {
+    fn make(pid: u32) -> Result<Self> {
+        let cut = Self(pid);
+        for chain in ["INPUT", "OUTPUT"] {
+            cut.rule("-I", chain)?;
+        }
+        Ok(cut)
+    }
+
+    fn rule(&self, verb: &str, chain: &str) -> Result<()> {
+        let pid = self.0.to_string();
+        let status = Command::new("nsenter")
+            .args(["-t", &pid, "-n", "iptables", verb, chain, "-j", "DROP"])
+            .status()
+            .context("nsenter")?;
+        ensure!(status.success(), "iptables in the network of process {pid}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        for chain in ["INPUT", "OUTPUT"] {
+            if let Err(error) = self.rule("-D", chain) {
+                eprintln!("the pod stays cut off: {error:#}");
+            }
+        }
+    }
+}
+
+/// Its kubelet and all its pods are gone without a word, and come back when all is over.
+pub async fn node_lost(rooms: &Rooms) -> Result<Broken> {
+    // The node whose kubelet we know how to stop; the rooms' pods are spread over both.
+    const NODE: &str = "node1";
+    let lost: Vec<Pod> = rooms.view.pods().into_iter().filter(|pod| pod.node == NODE).collect();
+    ensure!(!lost.is_empty(), "no pod on {NODE}");
+    let operators = rooms.cluster.pods(SYSTEM, NODE).await?;
+    let kubelet = rooms.cluster.stop_process("kubelet1").await?;
+    let at = now();
+    for pod in lost.iter().chain(&operators) {
+        process::kill(&process::of_pod(&pod.uid)?)?;
+    }
+    let pods: Vec<String> = lost.into_iter().map(|pod| pod.name).collect();
+    let killed = pods.iter().map(|pod| (pod.clone(), at)).collect();
+    let broken = Broken { at, pods, killed };
+    recovered(rooms, &broken, LEASE * 4).await?;
+    drop(kubelet);
+    rooms.ready_pods(usize::try_from(PODS)?).await?;
+    Ok(broken)
+}
+
+/// Both replicas at once.
+pub async fn operator_killed(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let (at, before) = (now(), rooms.ledger.len());
+    rooms.delete_pod(&pod.name).await?;
+    until("the first servers have moved", BACK, async || Ok((rooms.ledger.len() > before).then_some(()))).await?;
+    kill_operators(rooms).await?;
+    until("the drained pod is gone", BACK, async || {
+        Ok((!rooms.view.pods().iter().any(|other| other.uid == pod.uid)).then_some(()))
+    })
+    .await?;
+    rooms.cluster.scale(SYSTEM, OPERATOR, 2).await?;
+    Ok(Broken { at, pods: vec![pod.name], killed: Killed::new() })
+}
+
+async fn kill_operators(rooms: &Rooms) -> Result<()> {
+    for pod in rooms.cluster.pods(SYSTEM, "").await? {
+        process::kill(&process::of_pod(&pod.uid)?)?;
+    }
+    Ok(())
+}
+
+pub async fn api_server_stopped(rooms: &Rooms) -> Result<Broken> {
+    away(rooms, "apiserver").await
+}
+
+pub async fn store_stopped(rooms: &Rooms) -> Result<Broken> {
+    away(rooms, "s3").await
+}
+
+/// No server may stop for it, in any pod.
+async fn away(rooms: &Rooms, process: &'static str) -> Result<Broken> {
+    let stopped = rooms.cluster.stop_process(process).await?;
+    let at = now();
+    sleep(AWAY).await;
+    drop(stopped);
+    rooms.cluster.answers().await?;
+    let ended = rooms.ledger.ends_since(at);
+    ensure!(ended == 0, "{ended} servers stopped while {process} was away");
+    Ok(Broken { at, ..Broken::default() })
+}
+
+/// All pods are to be replaced, and nothing can be written: a new pod is not ready then, so the old ones stay.
+pub async fn rollout_without_store(rooms: &Rooms) -> Result<Broken> {
+    let pods = rooms.view.pods().into_iter().map(|pod| pod.name).collect();
+    let stopped = rooms.cluster.stop_process("s3").await?;
+    let begun = now();
+    let (rolled, served_on) = join(rooms.restart(), async {
+        sleep(AWAY).await;
+        let ended = rooms.ledger.ends_since(begun);
+        drop(stopped);
+        ensure!(ended == 0, "{ended} servers stopped though they had a pod to be in");
+        Ok(now())
+    })
+    .await;
+    rolled?;
+    let broken = Broken { at: served_on?, pods, killed: Killed::new() };
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+/// Hosts, agents and operators are killed, the store and the API server too.
+pub async fn everything(rooms: &Rooms) -> Result<Broken> {
+    let pods = rooms.view.pods();
+    let operators = rooms.cluster.pods(SYSTEM, "").await?;
+    let stopped = (rooms.cluster.stop_process("s3").await?, rooms.cluster.stop_process("apiserver").await?);
+    let at = now();
+    for pod in pods.iter().chain(&operators) {
+        process::kill(&process::of_pod(&pod.uid)?)?;
+    }
+    drop(stopped);
+    rooms.cluster.answers().await?;
+    let names: Vec<String> = pods.into_iter().map(|pod| pod.name).collect();
+    let killed = names.iter().map(|pod| (pod.clone(), at)).collect();
+    let broken = Broken { at, pods: names, killed };
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
