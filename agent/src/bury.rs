@@ -111,8 +111,12 @@ mod tests {
 
     fn log() -> Log {
         let server = ServerId { namespace: "ns".into(), name: "room".into(), uid: ServerUid("u".into()) };
-        let objects: Arc<dyn Objects> = Arc::<Memory>::default();
-        Log::new(Lanes::from(objects), "", &server, 1 << 20).unwrap()
+        Log::new(lanes(Memory::default()), "", &server, 1 << 20).unwrap()
+    }
+
+    fn lanes(memory: Memory) -> Lanes {
+        let objects: Arc<dyn Objects> = Arc::new(memory);
+        Lanes::from(objects)
     }
 
     /// A Snapshot of epoch 3 by pod `a`, and after it this.
@@ -133,7 +137,8 @@ mod tests {
         let (superseded_epoch, owner) = over.unwrap_or_default();
         let assign =
             session::Assign { superseded_epoch, superseded_pod_uid: owner.into(), ..session::Assign::default() };
-        close(&writer("b"), log, &assign, true).await.map_err(|failed| failed.why)?;
+        let nobody = Heartbeats::new(lanes(Memory::default()), "");
+        close(&writer("b"), log, &nobody, &assign, true).await.map_err(|failed| failed.why)?;
         let newest = log.read_newest(Sequence::NONE).await.unwrap();
         Ok(newest.map(|newest| (newest.header.epoch, newest.header.kind)))
     }
@@ -149,6 +154,22 @@ mod tests {
         let grant = |to| Some(Kind::Grant(Grantee { to: writer(to), handoff: HandoffId(1) }));
         assert_eq!(closed(&written(grant("c")).await, over).await, Err(Why::Granted));
         assert_eq!(closed(&written(grant("b")).await, over).await, Ok(Some((Epoch(4), UNWANTED))));
+    }
+
+    #[tokio::test]
+    async fn the_log_of_a_pod_that_is_only_cut_off_stays_open() {
+        let (log, heartbeats) = (written(None).await, Heartbeats::new(lanes(Memory::default()), ""));
+        let assign = session::Assign {
+            superseded_epoch: 3,
+            superseded_pod_uid: "a".into(),
+            superseded_silent: Some(session::Heartbeat { generation: 0, counter: 4 }),
+            ..session::Assign::default()
+        };
+        heartbeats.write(&writer("a"), 5).await.unwrap();
+        let refused = close(&writer("b"), &log, &heartbeats, &assign, true).await.unwrap_err();
+        assert_eq!(refused.why, Why::Alive);
+        let silent = Heartbeats::new(lanes(Memory::default()), "");
+        assert!(close(&writer("b"), &log, &silent, &assign, true).await.is_ok());
     }
 
     #[tokio::test]

@@ -10,9 +10,7 @@ use agent::{
     agent::{Agent, Pool},
     config::Config,
     host::{HostClient, HostError, ListedPhase, Mode, StartCall},
-    lease,
-    recover,
-    start,
+    lease, recover, start,
 };
 use bytes::Bytes;
 use clap::Parser;

@@ -12,7 +12,7 @@ use agent::{
     credentials::Credentials,
     news,
     peer::{self, Peers},
-    routes::{DirectoryEntry, DirectoryUpdate, Found, Route, Routes, Way},
+    routes::{DirectoryEntry, DirectoryUpdate, Found, Route, Way},
 };
 use clap::Parser;
 use handoff::{Epoch, PodUid, ServerId, ServerUid, drain::Plan};

@@ -275,7 +275,8 @@ impl Cluster {
 
     /// Waits until the API server answers.
     pub async fn answers(&self) -> Result<()> {
-        until("the API server answers", INSTALL, async || Ok(self.client.apiserver_version().await.ok().map(drop))).await
+        until("the API server answers", INSTALL, async || Ok(self.client.apiserver_version().await.ok().map(drop)))
+            .await
     }
 
     /// Stops a process of our own cluster (`s3`, `kubelet0`, ...) until the guard is dropped.

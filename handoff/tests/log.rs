@@ -108,7 +108,7 @@ fn how_a_server_starts() {
 /// `durable-agent store restore` writes a Release of the epoch that a claim would take.
 #[test]
 fn a_restored_state_fences_owner_source_and_target_and_is_claimed_by_anyone() {
-    let me = PodUid("me".into());
+    let me = writer("me");
     for newest in [record(6, 4, Kind::Snapshot, 6), record(6, 4, grant("b", 7), 5), record(6, 5, Kind::Snapshot, 6)] {
         let restored = record(7, newest.epoch.claimed().0, Kind::Release, 7);
         for authority in [
@@ -121,7 +121,8 @@ fn a_restored_state_fences_owner_source_and_target_and_is_claimed_by_anyone() {
             assert_eq!(found(&authority, 1, &restored), Found::Fenced, "{authority:?} after {newest:?}");
         }
         for over in [None, Some(supersedes(4, None)), Some(supersedes(5, Some("b"))), Some(supersedes(9, None))] {
-            let claim = Start::Claim { epoch: restored.epoch.claimed(), after: Sequence(7), state_at: Sequence(7) };
+            let (epoch, after, state_at) = (restored.epoch.claimed(), Sequence(7), Sequence(7));
+            let claim = Start::Claim { epoch, after, state_at, doubts: Vec::new() };
             assert_eq!(decide(Some(&restored), over.as_ref(), &me), claim);
         }
     }
@@ -163,7 +164,7 @@ proptest! {
                 ] {
                     let _ = found(&authority, sequence.wrapping_add(1), &newest);
                 }
-                let start = decide(Some(&newest), Some(&supersedes(over, None)), &PodUid("me".into()));
+                let start = decide(Some(&newest), Some(&supersedes(over, None)), &writer("me"));
                 if let Start::Claim { epoch: claimed, after, .. } = start {
                     prop_assert!(claimed > newest.epoch || epoch > LAST);
                     prop_assert!(after.next() > after || sequence == u64::MAX);

@@ -158,7 +158,8 @@ mod tests {
         let (stop, (writes, _to_write), (notes, _to_publish)) =
             (CancellationToken::new(), mpsc::unbounded_channel(), mpsc::channel(1));
         let (lens, _page) = page::new(stop.clone());
-        let edges = Edges { writes, notes, ready: Arc::default(), lens, leads_until };
+        let (certificates, _to_issue) = mpsc::channel(1);
+        let edges = Edges { writes, notes, certificates, ready: Arc::default(), lens, leads_until };
         let driven = tokio::spawn(run(World::new("cluster".into(), 1), incoming, edges, stop));
         sleep(Duration::from_millis(4_900)).await;
         assert!(!driven.is_finished());

@@ -35,12 +35,12 @@ impl Heartbeats {
         let mut after = self.key(of, above)?;
         let mut newest = None;
         loop {
-            let keys = self.lanes.urgent.list(&of_run, &after, MAX_LISTED).await?;
-            let Some(last) = keys.last() else { return Ok(newest) };
+            let listed = self.lanes.urgent.list(&of_run, &after, MAX_LISTED).await?;
+            let Some(last) = listed.last().map(|listed| &listed.key) else { return Ok(newest) };
             let counter = last.strip_prefix(&of_run).and_then(|counter| u64::from_str_radix(counter, 16).ok());
             let counter = counter.ok_or_else(|| StoreError::Other(format!("{last} is not a heartbeat's key")))?;
             newest = Some(Heartbeat { generation: of.generation, counter });
-            if keys.len() < MAX_LISTED {
+            if listed.len() < MAX_LISTED {
                 return Ok(newest);
             }
             after.clone_from(last);
@@ -51,9 +51,9 @@ impl Heartbeats {
     /// generation lives: whoever looks late must find it.
     pub async fn forget_before(&self, of: &Writer, counter: u64) -> Result<(), StoreError> {
         let newest = self.key(of, counter)?;
-        for key in self.lanes.bulk.list(&self.of_pod(of)?, "", MAX_LISTED).await? {
-            if key < newest {
-                self.lanes.bulk.delete(&key).await?;
+        for listed in self.lanes.bulk.list(&self.of_pod(of)?, "", MAX_LISTED).await? {
+            if listed.key < newest {
+                self.lanes.bulk.delete(&listed.key).await?;
             }
         }
         Ok(())

@@ -165,9 +165,11 @@ async fn a_restored_state_fences_whoever_runs_and_is_started_from(store: Store, 
     let found = successor.read_newest(Sequence::NONE).await.unwrap().unwrap();
     assert_eq!(found.state, Some(State { version: 7, body: Bytes::from_static(b"first") }));
     for over in [None, Some(1), Some(2)] {
-        let over = over.map(|epoch| Supersedes { epoch: Epoch(epoch), owner: PodUid("pod-1".into()), grantee: None });
-        let claim = Start::Claim { epoch: Epoch(5), after: restored.sequence, state_at: restored.sequence };
-        assert_eq!(decide(Some(&found.header), over.as_ref(), &PodUid("pod-2".into())), claim);
+        let over =
+            over.map(|epoch| Supersedes { epoch: Epoch(epoch), owner: PodUid("pod-1".into()).into(), grantee: None });
+        let (after, state_at) = (restored.sequence, restored.sequence);
+        let claim = Start::Claim { epoch: Epoch(5), after, state_at, doubts: Vec::new() };
+        assert_eq!(decide(Some(&found.header), over.as_ref(), &writer("pod-2")), claim);
     }
 }
 

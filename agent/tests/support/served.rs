@@ -19,8 +19,6 @@ use tokio::{
 use tonic::Status;
 use wire::peer::{FromSource, Offer, from_source, from_target};
 
-use super::{OPERATOR, pod};
-
 /// Far longer than an answer takes.
 pub const SOON: Duration = Duration::from_secs(5);
 

@@ -10,8 +10,7 @@ use wire::{
     identity::PodIdentity,
     session::{
         AssignFailed, CertificateRequest, DrainReport, Gone, Heartbeat, Held, Hello, Moved, ServerRef, Status, Stop,
-        Welcome,
-        assign_failed::Why, from_agent, gone::How, to_agent,
+        Welcome, assign_failed::Why, from_agent, gone::How, to_agent,
     },
 };
 

@@ -1,6 +1,7 @@
 //! Agents may say anything: it is taken in or ignored, and harms no server of another pool.
 
-use proptest::prelude::*;
+use proptest::{option, prelude::*};
+use wire::session::Heartbeat;
 
 use super::*;
 
@@ -51,16 +52,25 @@ fn any_gone() -> BoxedStrategy<Gone> {
         .boxed()
 }
 
+fn heartbeat() -> BoxedStrategy<Option<Heartbeat>> {
+    option::of((number(), number()).prop_map(|(generation, counter)| Heartbeat { generation, counter })).boxed()
+}
+
 fn any_failed() -> BoxedStrategy<AssignFailed> {
-    (server_ref(), number(), 0..12i32, number(), [text(), text(), text()])
-        .prop_map(|(server, assignment, why, newest_epoch, [message, newest_pod_uid, grantee_pod_uid])| AssignFailed {
-            server,
-            assignment,
-            why,
-            message,
-            newest_epoch,
-            newest_pod_uid,
-            grantee_pod_uid,
+    ((server_ref(), text(), heartbeat()), number(), 0..12i32, number(), [text(), text(), text()])
+        .prop_map(|((server, alive_pod_uid, alive), assignment, why, newest_epoch, texts)| {
+            let [message, newest_pod_uid, grantee_pod_uid] = texts;
+            AssignFailed {
+                server,
+                assignment,
+                why,
+                message,
+                newest_epoch,
+                newest_pod_uid,
+                grantee_pod_uid,
+                alive_pod_uid,
+                alive,
+            }
         })
         .boxed()
 }
@@ -107,14 +117,17 @@ fn any_moved() -> BoxedStrategy<Moved> {
 fn any_body() -> BoxedStrategy<from_agent::Body> {
     let kind =
         (text(), small()).prop_map(|(name, version)| HostType { name, state_version: version, loads: vec![version] });
-    let status = (any::<[bool; 2]>(), prop::collection::vec(kind, 0..3), text(), text(), number()).prop_map(
-        |([host_ready, draining], types, problem, reason, directory_version)| Status {
+    let numbers = (number(), heartbeat(), number());
+    let status = (any::<[bool; 2]>(), prop::collection::vec(kind, 0..3), text(), text(), numbers).prop_map(
+        |([host_ready, draining], types, problem, reason, (directory_version, heartbeat, lease_ms))| Status {
             host_ready,
             draining,
             types,
             problem,
             directory_version,
             reason,
+            heartbeat,
+            lease_ms,
         },
     );
     prop_oneof![
