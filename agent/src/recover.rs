@@ -1,6 +1,6 @@
 //! Watching the host, and making good after it, or this agent, was restarted.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -10,7 +10,10 @@ use handoff::{
     source::Final,
 };
 use store::{Body, Draft, Log};
-use tokio::time::{self, Instant};
+use tokio::{
+    net::UnixStream,
+    time::{self, Instant},
+};
 use wire::session::gone::How;
 
 use crate::{
@@ -27,28 +30,36 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Leftovers frozen at once. Nobody waits for their answers but the end of a lease, so one that hangs must not hold up the rest.
 const FREEZES: usize = 64;
 
+/// A host that nobody listens for has this long to come back, and to have its servers again in this pod; then they are
+/// given up, since a container that crashes often is started again only after minutes.
+const DEAD: Duration = Duration::from_millis(1500);
+
 /// At once when the host is not there yet: a pod is Ready sooner.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 
 /// Watches the host, for ever. A host that is another process than before has none of its servers.
 pub async fn watch_host(agent: Arc<Agent>) {
+    let mut dead_since = None;
     loop {
         let known = agent.described.borrow().as_ref().map(|host| host.instance);
         match agent.host.describe(HOST_CALL).await {
             Ok(host) => {
+                dead_since = None;
+                let restarted = agent.host_instance(host.instance);
                 if known != Some(host.instance) {
                     tracing::info!(instance = host.instance, types = host.types.len(), "host answers");
-                    if agent.host_instance(host.instance) {
-                        lost(&agent);
-                    }
                 }
                 let news = agent.described.send_if_modified(|described| {
                     let changed = described.as_ref() != Some(&host);
                     *described = Some(host);
                     changed
                 });
+                // First, so that the operator may give this pod what it has just lost.
                 if news {
                     tell_status(&agent);
+                }
+                if restarted {
+                    lost(&agent, "the host was restarted");
                 }
             }
             Err(error) => {
@@ -57,6 +68,11 @@ pub async fn watch_host(agent: Arc<Agent>) {
                 }
                 agent.host_problem.send_replace(Problem::from(&error));
                 agent.described.send_if_modified(|described| described.take().is_some());
+                if listens(&agent).await {
+                    dead_since = None;
+                } else if dead_since.get_or_insert_with(Instant::now).elapsed() >= DEAD {
+                    lost(&agent, "the host is gone");
+                }
             }
         }
         let absent = agent.described.borrow().is_none();
@@ -64,14 +80,20 @@ pub async fn watch_host(agent: Arc<Agent>) {
     }
 }
 
+/// Whether any process listens for the host: the kernel itself refuses connections to the socket of one that is gone.
+async fn listens(agent: &Agent) -> bool {
+    let connected = UnixStream::connect(agent.config.host_socket()).await;
+    !connected.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
+}
+
 /// The host process that ran these servers is gone, and they with it. Nobody serves them at these epochs again.
-fn lost(agent: &Arc<Agent>) {
+fn lost(agent: &Arc<Agent>, why: &'static str) {
     for server in agent.servers.all() {
         let agent = agent.clone();
         tokio::spawn(async move {
             let _turn = server.turn.lock().await;
             if agent.servers.get(&server.id.uid).is_some() && server.phase() == Phase::Active {
-                agent.gone(&server, How::Disclaimed, "the host was restarted", None);
+                agent.gone(&server, How::Crashed, why, None);
             }
         });
     }

@@ -182,6 +182,20 @@ fn time_is_kept_back_to_stop_the_rest() {
 }
 
 #[test]
+fn while_there_is_time_few_are_stopped_at_once() {
+    let limits = Limits::default();
+    let off = |n| Job { handoff: false, ..job(n) };
+    let (mut drain, actions) = start((0..100).map(off).collect(), Some(plan(vec![])), limits);
+    let first = stops(&actions);
+    assert_eq!(first.len(), limits.gentle_stops);
+    // The next one when the first is served elsewhere.
+    let next = drain.on(Event::StopEnded(ServerUid(first[0].0.clone()), true), at(100));
+    assert_eq!(stops(&next).len(), 1);
+    let hurry = drain.on(Event::Tick, at(MINUTE - 2 * 250 - 2000));
+    assert_eq!(stops(&hurry).len(), limits.stop_concurrency - limits.gentle_stops);
+}
+
+#[test]
 fn while_the_store_is_down_servers_serve_on_and_are_tried_again() {
     let pods = plan(vec![candidate("b", true, 0, 9)]);
     let (mut drain, _) = start(vec![job(0)], Some(pods), Limits::default());

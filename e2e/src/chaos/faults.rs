@@ -153,14 +153,19 @@ impl Drop for Cut {
     }
 }
 
-/// Its kubelet and all its pods are gone without a word, and come back when all is over.
-pub async fn node_lost(rooms: &Rooms) -> Result<Broken> {
-    // The node whose kubelet we know how to stop; the rooms' pods are spread over both.
-    const NODE: &str = "node1";
-    let lost: Vec<Pod> = rooms.view.pods().into_iter().filter(|pod| pod.node == NODE).collect();
-    ensure!(!lost.is_empty(), "no pod on {NODE}");
-    let operators = rooms.cluster.pods(SYSTEM, NODE).await?;
-    let kubelet = rooms.cluster.stop_process("kubelet1").await?;
+/// The nodes, and their kubelets' processes.
+const NODES: [(&str, &str); 2] = [("node0", "kubelet0"), ("node1", "kubelet1")];
+
+/// A kubelet and all pods of its node are gone without a word, and come back when all is over: of the node with the
+/// operator's leader, or of the other.
+pub async fn node_lost(rooms: &Rooms, with_leader: bool) -> Result<Broken> {
+    let leader = rooms.cluster.leader().await?;
+    let (node, kubelet) =
+        NODES.into_iter().find(|(node, _)| (leader.node == *node) == with_leader).context("no such node")?;
+    let lost: Vec<Pod> = rooms.view.pods().into_iter().filter(|pod| pod.node == node).collect();
+    ensure!(!lost.is_empty(), "no pod on {node}");
+    let operators = rooms.cluster.pods(SYSTEM, node).await?;
+    let kubelet = rooms.cluster.stop_process(kubelet).await?;
     let at = now();
     for pod in lost.iter().chain(&operators) {
         process::kill(&process::of_pod(&pod.uid)?)?;

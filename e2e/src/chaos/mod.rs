@@ -73,17 +73,20 @@ const fn fault(
 const REPORTED: Option<Duration> = Some(Duration::from_secs(3));
 /// From a loss that nobody reports.
 const SILENT: Option<Duration> = Some(LEASE.saturating_add(Duration::from_secs(3)));
+/// The same where another replica must take over first, which counts anew: a Lease of 8 s, and the time to read all.
+const LEADERLESS: Option<Duration> = Some(LEASE.saturating_add(Duration::from_secs(12)));
 /// Where what is lost must be started first.
 const SLOW: Option<Duration> = Some(Duration::from_secs(40));
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     fault("host container killed", Part::Bounded, REPORTED, |rooms| faults::host_killed(rooms).boxed_local()),
     fault("agent container killed", Part::Bounded, REPORTED, |rooms| faults::agent_killed(rooms).boxed_local()),
     fault("out of memory", Part::All, REPORTED, |rooms| faults::out_of_memory(rooms).boxed_local()),
     fault("deleted with --force", Part::Bounded, SILENT, |rooms| faults::forced(rooms).boxed_local()),
     fault("evicted", Part::All, REPORTED, |rooms| faults::evicted(rooms).boxed_local()),
     fault("pod cut off, yet alive", Part::Bounded, SILENT, |rooms| faults::cut_off(rooms).boxed_local()),
-    fault("node lost", Part::Bounded, SILENT, |rooms| faults::node_lost(rooms).boxed_local()),
+    fault("node lost", Part::Bounded, SILENT, |rooms| faults::node_lost(rooms, false).boxed_local()),
+    fault("node lost, and the leader", Part::All, LEADERLESS, |rooms| faults::node_lost(rooms, true).boxed_local()),
     fault("operator killed in mid-drain", Part::Bounded, SLOW, |rooms| faults::operator_killed(rooms).boxed_local()),
     fault("API server away for 60 s", Part::All, None, |rooms| faults::api_server_stopped(rooms).boxed_local()),
     fault("store away for 60 s", Part::All, None, |rooms| faults::store_stopped(rooms).boxed_local()),
@@ -151,6 +154,7 @@ impl Fault {
             println!("  {overlap:?}");
         }
         let struck = rooms.ledger.recoveries(broken.at, &broken.pods);
+        rooms.ledger.close(&broken.killed);
         let recovered: Vec<u64> = struck.iter().copied().flatten().collect();
         ensure!(recovered.len() == struck.len(), "{} servers never came back", struck.len() - recovered.len());
         each_is_served_once(rooms, servers).await?;
