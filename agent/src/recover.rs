@@ -9,7 +9,7 @@ use handoff::{
     log::{Authority, Header, Kind},
     source::Final,
 };
-use store::{Body, Draft, Log};
+use store::{AppendError, Body, Draft, Log, ReadError};
 use tokio::{
     net::UnixStream,
     time::{self, Instant},
@@ -33,6 +33,9 @@ const FREEZES: usize = 64;
 /// A host that nobody listens for has this long to come back, and to have its servers again in this pod; then they are
 /// given up, since a container that crashes often is started again only after minutes.
 const DEAD: Duration = Duration::from_millis(1500);
+
+/// Between two tries to release what was left.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// At once when the host is not there yet: a pod is Ready sooner.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
@@ -127,23 +130,52 @@ pub async fn release_leftovers(agent: Arc<Agent>, leftovers: Vec<Leftover>) {
     if agent.pool.subscribe().wait_for(Option::is_some).await.is_err() {
         return;
     }
-    for Leftover { server, last } in leftovers {
-        match leftover(&agent, &server, last).await {
-            Ok(()) => {
-                tracing::info!(server = server.server, epoch = server.epoch.0, "released what an earlier agent had");
+    let mut left = leftovers;
+    loop {
+        let mut again = Vec::new();
+        for Leftover { server, last } in left {
+            match leftover(&agent, &server, &last).await {
+                Ok(()) => {
+                    tracing::info!(
+                        server = server.server,
+                        epoch = server.epoch.0,
+                        "released what an earlier agent had"
+                    );
+                }
+                // The lease may have ended because the store is down: this state is all that there is of what came last.
+                Err(error) if is_of_store(&error) => {
+                    tracing::warn!(server = server.server, error = format!("{error:#}"), "leftover server waits");
+                    again.push(Leftover { server, last });
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        server = server.server,
+                        error = format!("{error:#}"),
+                        "leftover server not released"
+                    );
+                }
             }
-            Err(error) => {
-                tracing::error!(server = server.server, error = format!("{error:#}"), "leftover server not released");
+            let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
+            if let Err(error) = stopped {
+                tracing::error!(server = server.server, %error, "leftover server not stopped");
             }
         }
-        let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
-        if let Err(error) = stopped {
-            tracing::error!(server = server.server, %error, "leftover server not stopped");
+        if again.is_empty() {
+            return;
         }
+        left = again;
+        time::sleep(AGAIN).await;
     }
 }
 
-async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
+/// Whether this may pass. What the log says does not.
+fn is_of_store(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ReadError::Store(_)))
+        || matches!(error.downcast_ref(), Some(AppendError::Unavailable(_)))
+}
+
+async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: &Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
     if listed.phase == ListedPhase::Standby {
         return Ok(());
     }
@@ -155,7 +187,8 @@ async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: Result<Final<Bytes>
     let Some(newest) = newest.filter(|newest| newest.epoch == listed.epoch) else {
         anyhow::bail!("the log is of another epoch");
     };
-    append_last(agent, &log, listed, &newest, last?).await
+    let last = last.as_ref().map_err(|error| anyhow::anyhow!("the host did not give its last state: {error}"))?;
+    append_last(agent, &log, listed, &newest, last.clone()).await
 }
 
 /// A frozen server whose newest record is our own Grant may have been sent: the Grant is repeated with the state, and
