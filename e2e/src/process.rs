@@ -79,13 +79,36 @@ pub fn exhaust_memory(pid: u32) -> Result<()> {
     write(format!("/sys/fs/cgroup{group}/memory.max"), "1048576")
 }
 
-/// Ends these at once, as a crash of their machine would. A pod of ours has few processes: many mean a mistake.
+/// Ends these at once, as a crash of their machine would.
 pub fn kill(processes: &[Process]) -> Result<()> {
+    signal(processes, "-KILL")
+}
+
+/// Processes that do nothing at all until this is dropped, as on a machine that sleeps.
+#[derive(Debug)]
+pub struct Paused(Vec<Process>);
+
+/// Makes these pause.
+pub fn pause(processes: Vec<Process>) -> Result<Paused> {
+    signal(&processes, "-STOP")?;
+    Ok(Paused(processes))
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let Err(error) = signal(&self.0, "-CONT") {
+            eprintln!("processes stay paused: {error:#}");
+        }
+    }
+}
+
+/// A pod of ours has few processes: many mean a mistake.
+fn signal(processes: &[Process], name: &str) -> Result<()> {
     if processes.is_empty() || processes.len() > MOST_OF_A_POD {
         bail!("{} processes are not those of one pod: {processes:?}", processes.len());
     }
     let pids = processes.iter().map(|process| process.pid.to_string());
-    let status = Command::new("kill").arg("-9").args(pids).status()?;
+    let status = Command::new("kill").arg(name).args(pids).status()?;
     if !status.success() {
         bail!("kill: {status}");
     }

@@ -153,6 +153,23 @@ impl Drop for Cut {
     }
 }
 
+/// The agent sleeps for longer than its lease, with its host or without, and wakes when others serve what it had.
+pub async fn paused(rooms: &Rooms, with_host: bool) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let (agent, mut hosts) = rooms.processes(&pod)?;
+    hosts.retain(|_| with_host);
+    hosts.push(agent);
+    let (at, pods) = (now(), vec![pod.name.clone()]);
+    let paused = process::pause(hosts)?;
+    // A host that sleeps too says only when it wakes that it served nothing: whether it did, the client knows.
+    let killed = if with_host { [(pod.name, at)].into() } else { Killed::new() };
+    let broken = Broken { at, pods, killed };
+    recovered(rooms, &broken, LEASE * 4).await?;
+    drop(paused);
+    rooms.ready_pods(usize::try_from(PODS)?).await?;
+    Ok(broken)
+}
+
 /// The nodes, and their kubelets' processes.
 const NODES: [(&str, &str); 2] = [("node0", "kubelet0"), ("node1", "kubelet1")];
 
@@ -192,6 +209,15 @@ pub async fn operator_killed(rooms: &Rooms) -> Result<Broken> {
     .await?;
     rooms.cluster.scale(SYSTEM, OPERATOR, 2).await?;
     Ok(Broken { at, pods: vec![pod.name], killed: Killed::new() })
+}
+
+/// Both replicas are replaced, one after the other, as by an upgrade.
+pub async fn operator_rolled(rooms: &Rooms) -> Result<Broken> {
+    let at = now();
+    rooms.cluster.restart(SYSTEM, OPERATOR).await?;
+    let ended = rooms.ledger.ends_since(at);
+    ensure!(ended == 0, "{ended} servers stopped while the operator was replaced");
+    Ok(Broken { at, ..Broken::default() })
 }
 
 async fn kill_operators(rooms: &Rooms) -> Result<()> {

@@ -82,16 +82,19 @@ const LEADERLESS: Option<Duration> = Some(LEASE.saturating_add(Duration::from_se
 /// Where what is lost must be started first.
 const SLOW: Option<Duration> = Some(Duration::from_secs(40));
 
-const FAULTS: [Fault; 13] = [
+const FAULTS: [Fault; 16] = [
     fault("host container killed", Part::Bounded, REPORTED, |rooms| faults::host_killed(rooms).boxed_local()),
     fault("agent container killed", Part::Bounded, REPORTED, |rooms| faults::agent_killed(rooms).boxed_local()),
     fault("out of memory", Part::All, REPORTED, |rooms| faults::out_of_memory(rooms).boxed_local()),
     fault("deleted with --force", Part::Bounded, SILENT, |rooms| faults::forced(rooms).boxed_local()),
     fault("evicted", Part::All, REPORTED, |rooms| faults::evicted(rooms).boxed_local()),
     fault("pod cut off, yet alive", Part::Bounded, SILENT, |rooms| faults::cut_off(rooms).boxed_local()),
+    fault("agent paused", Part::Bounded, SILENT, |rooms| faults::paused(rooms, false).boxed_local()),
+    fault("agent and host paused", Part::All, SILENT, |rooms| faults::paused(rooms, true).boxed_local()),
     fault("node lost", Part::Bounded, SILENT, |rooms| faults::node_lost(rooms, false).boxed_local()),
     fault("node lost, and the leader", Part::All, LEADERLESS, |rooms| faults::node_lost(rooms, true).boxed_local()),
     fault("operator killed in mid-drain", Part::Bounded, SLOW, |rooms| faults::operator_killed(rooms).boxed_local()),
+    fault("operator rolled", Part::Bounded, None, |rooms| faults::operator_rolled(rooms).boxed_local()),
     fault("API server away for 60 s", Part::All, None, |rooms| faults::api_server_stopped(rooms).boxed_local()),
     fault("store away for 60 s", Part::All, None, |rooms| faults::store_stopped(rooms).boxed_local()),
     fault("rollout without the store", Part::All, SLOW, |rooms| faults::rollout_without_store(rooms).boxed_local()),
