@@ -59,6 +59,12 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
+/// Whether a process has not ended.
+#[must_use]
+pub fn is_there(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// Leaves a process no memory but what it has, so that the kernel kills it.
 pub fn exhaust_memory(pid: u32) -> Result<()> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;

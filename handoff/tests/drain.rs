@@ -257,7 +257,7 @@ fn a_breaker_that_tripped_stays_so() {
 
 #[test]
 fn a_server_that_was_kept_goes_back_to_its_place() {
-    let limits = Limits { max_concurrency: 1, stop_concurrency: 1, stop_after_failures: 1, ..Limits::default() };
+    let limits = Limits { max_concurrency: 1, gentle_stops: 1, stop_after_failures: 1, ..Limits::default() };
     let jobs = vec![job(0), Job { priority: 9, ..job(1) }, Job { priority: 5, ..job(2) }];
     let (mut drain, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 9)])), limits);
     assert_eq!(handoffs(&actions)[0].0, "s1");
@@ -366,7 +366,7 @@ proptest! {
     /// and what was begun has ended, every server is accounted for exactly once.
     #[test]
     fn every_server_is_accounted_for_once(steps in prop::collection::vec(step(), 0..60)) {
-        let limits = Limits { max_concurrency: 3, stop_concurrency: 2, ..Limits::default() };
+        let limits = Limits { max_concurrency: 3, stop_concurrency: 2, gentle_stops: 2, ..Limits::default() };
         let (mut drain, first) = start((0..8).map(job).collect(), None, limits);
         let (mut moving, mut stopping) = (Vec::new(), Vec::new());
         let (mut now, mut summary) = (0, None);

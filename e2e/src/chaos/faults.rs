@@ -23,8 +23,8 @@ use crate::wait::until;
 const AWAY: Duration = Duration::from_mins(1);
 /// What a pod may write here, before its kubelet evicts it, is in `prepare`; this is more (bytes).
 const TOO_MUCH: usize = 4 << 20;
-/// Kubelets look every 10 s whether a pod wrote too much.
-const EVICTED: Duration = Duration::from_mins(1);
+/// Kubelets count once a minute what pods wrote, and look every 10 s whether that is too much.
+const EVICTED: Duration = Duration::from_mins(2);
 
 /// Gives the pods a directory that they may fill.
 pub async fn prepare(rooms: &Rooms) -> Result<()> {
@@ -79,8 +79,10 @@ pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let hosts = rooms.processes(&pod)?.1;
     let host = hosts.first().context("no host")?;
-    let at = now();
     process::exhaust_memory(host.pid)?;
+    // It lives until it wants more.
+    until("the kernel kills the host", BACK, async || Ok((!process::is_there(host.pid)).then_some(()))).await?;
+    let at = now();
     let broken = Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name, at)].into() };
     recovered(rooms, &broken, BACK).await?;
     Ok(broken)
