@@ -10,7 +10,7 @@ fn with_owner() -> Story {
     story.says(1, from_agent::Body::Held(held(1, 1)));
     story.says(1, from_agent::Body::Held(held(2, 1)));
     story.pass(500);
-    story.take(1);
+    story.assigns();
     story
 }
 
@@ -58,7 +58,9 @@ fn a_server_whose_host_stays_away_is_started_elsewhere() {
     story.says(1, from_agent::Body::Status(Status::default()));
     story.says(1, gone(1, 1, How::Crashed));
     story.pass(500);
-    assert_eq!(story.assigns().iter().map(|(to, _)| *to).collect::<Vec<_>>(), [2]);
+    let assigns = story.assigns();
+    let seen: Vec<_> = assigns.iter().map(|(to, assign)| (*to, assign.superseded_epoch, &assign.server)).collect();
+    assert_eq!(seen, [(2, 1, &Some(reference(1)))]);
 }
 
 #[test]
