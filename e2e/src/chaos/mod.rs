@@ -25,7 +25,7 @@ const PODS: i32 = 3;
 const WRITES: u32 = 60;
 const STATE: usize = 4096;
 /// Of one pod to the store in a second.
-const REQUESTS: u32 = 300;
+const REQUESTS: u32 = 1000;
 /// Servers come back by themselves within this, whatever broke, once it is mended.
 const BACK: Duration = Duration::from_mins(2);
 /// A fault that takes longer hangs.
