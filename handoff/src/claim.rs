@@ -186,8 +186,8 @@ fn owner_doubt(newest: &Header, supersedes: Option<&Supersedes>) -> Result<Vec<D
     Ok(doubt(&newest.writer, last).into_iter().collect())
 }
 
-/// A pod that began a later generation has nothing left of an earlier one. Of a generation that the operator never heard
-/// of, every heartbeat is above what it knows.
+/// A pod that began a later generation has nothing left of an earlier one. A generation that the operator did not hear of
+/// while the pod was silent can have lived by the store alone: every heartbeat of it is above what the operator knows.
 fn doubt(of: &Writer, last: Heartbeat) -> Option<Doubt> {
     let above = match last.generation.cmp(&of.generation) {
         std::cmp::Ordering::Less => 0,
