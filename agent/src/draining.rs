@@ -56,6 +56,9 @@ const SEEN_WAIT: Duration = Duration::from_secs(1);
 /// A server that was stopped is served elsewhere long before this, if it is to be soon.
 const ELSEWHERE: Duration = Duration::from_millis(500);
 
+/// No look at a drain by its clock comes sooner after another.
+const SOONEST: Duration = Duration::from_millis(10);
+
 /// Arrivals and starts under way are awaited this long, so that they are part of the drain.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -275,6 +278,8 @@ impl Running {
                 }
             }
             self.report(&drain, false);
+            // Past the deadline there is only the end of what was begun to wait for.
+            let wake = wake.max(Instant::now() + SOONEST);
             let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(Event::Tick),
