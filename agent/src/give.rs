@@ -137,7 +137,11 @@ pub async fn give(
         giving.observe(&event);
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
-    giving.finish(outcome.unwrap_or(Outcome::Fenced))
+    let outcome = outcome.unwrap_or(Outcome::Fenced);
+    if outcome == Outcome::Fenced {
+        giving.stop().await;
+    }
+    giving.finish(outcome)
 }
 
 fn not_begun(ended: Ended) -> Given {
@@ -354,6 +358,16 @@ impl Giving {
         // The copy with the standby, and the Grant, run side by side from the acceptance on.
         if !matches!(stage, Stage::Warm | Stage::Grant | Stage::Standby) {
             self.since = time::Instant::now();
+        }
+    }
+
+    /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
+    async fn stop(&self) {
+        let (agent, server) = (&self.agent, &self.server);
+        agent.routes.hold(&server.id);
+        let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
+        if let Err(error) = stopped {
+            tracing::error!(server = %server.id, %error, "a fenced server could not be stopped in the host");
         }
     }
 
