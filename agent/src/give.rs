@@ -15,6 +15,7 @@ use handoff::{
 use store::{AppendError, Body, Draft};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
+    task::JoinHandle,
     time,
 };
 use wire::{
@@ -58,6 +59,7 @@ struct Giving {
     since: time::Instant,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
+    discarding: Option<JoinHandle<()>>,
 }
 
 /// What became of a handoff.
@@ -104,6 +106,7 @@ pub async fn give(
         since: time::Instant::now(),
         held_at: None,
         gap: None,
+        discarding: None,
     };
     let (mut machine, actions) = Source::start(limits, agent.clock.now());
     let mut outcome = giving.perform(actions).await;
@@ -139,7 +142,7 @@ pub async fn give(
     }
     let outcome = outcome.unwrap_or(Outcome::Fenced);
     if outcome == Outcome::Fenced {
-        giving.stop().await;
+        giving.discarded().await;
     }
     giving.finish(outcome)
 }
@@ -331,14 +334,15 @@ impl Giving {
         });
     }
 
-    fn discard(&self) {
+    fn discard(&mut self) {
         let (agent, server) = (self.agent.clone(), self.server.clone());
-        tokio::spawn(async move {
+        let discarding = tokio::spawn(async move {
             let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
             if let Err(error) = stopped {
-                tracing::warn!(server = %server.id, %error, "the host did not discard a server that moved");
+                tracing::warn!(server = %server.id, %error, "the host did not discard a server that is another pod's");
             }
         });
+        self.discarding = Some(discarding);
     }
 
     /// Notes how long each step took.
@@ -362,12 +366,11 @@ impl Giving {
     }
 
     /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
-    async fn stop(&self) {
-        let (agent, server) = (&self.agent, &self.server);
-        agent.routes.hold(&server.id);
-        let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
-        if let Err(error) = stopped {
-            tracing::error!(server = %server.id, %error, "a fenced server could not be stopped in the host");
+    async fn discarded(&mut self) {
+        self.agent.routes.hold(&self.server.id);
+        if let Some(discarding) = self.discarding.take() {
+            // It does not panic, and nobody aborts it.
+            let _ = discarding.await;
         }
     }
 
