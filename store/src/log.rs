@@ -267,7 +267,7 @@ impl Log {
 /// The one interpretation of "exists already", and one addition: a record that this log tried to write in this epoch
 /// and whose answer was lost is no surprise, whatever it is. Its writer went on without it, so it is only in the way.
 fn judge(authority: &Authority, ours: &Header, there: &Header, unsure: &VecDeque<u64>) -> Found {
-    match found(authority, ours.nonce, there) {
+    match found(authority, ours, there) {
         Found::Fenced if there.epoch == ours.epoch && unsure.contains(&there.nonce) => Found::InTheWay,
         judged => judged,
     }

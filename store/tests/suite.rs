@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use common::{begin, fenced, grant, log, owner, pointing, snapshot, soon};
 use handoff::{
-    Epoch, Sequence,
+    Epoch, HandoffId, Sequence,
     log::{Authority, Kind, Retention},
 };
 use store::{
@@ -46,6 +46,7 @@ suite!(
     a_large_state_is_read_in_parts,
     of_many_claims_one_wins,
     of_two_owners_one_goes_on,
+    a_grant_that_came_to_nothing_is_in_nobodys_way,
     a_long_log_is_read_to_its_end,
     cleanup_keeps_what_is_needed,
     works_paced_and_counted,
@@ -185,6 +186,25 @@ async fn of_many_claims_one_wins(store: Store, prefix: &str) {
     for loser in lost {
         assert_eq!(fenced(loser), winner);
     }
+}
+
+/// The first handoff was rejected while its Grant was on its way, and the next one began before that was written.
+async fn a_grant_that_came_to_nothing_is_in_nobodys_way(store: Store, prefix: &str) {
+    let source = log(&store, prefix);
+    let first = begin(&source).await;
+    let give = |handoff| {
+        let authority = Authority::Owner { epoch: Epoch(1), granted: Some(HandoffId(handoff)) };
+        let draft = pointing(1, grant(handoff), first.sequence);
+        let (source, after) = (&source, first.sequence);
+        async move { source.append(&authority, draft, after, soon()).await }
+    };
+    let (rejected, next) = tokio::join!(give(5), give(6));
+    assert_eq!(rejected.unwrap().sequence, Sequence(3));
+    assert_eq!(next.unwrap().sequence, Sequence(4));
+    let release = source.append(&owner(1), pointing(1, Kind::Release, first.sequence), first.sequence, soon()).await;
+    assert_eq!(release.unwrap().sequence, Sequence(5));
+    let late = source.append(&owner(1), snapshot(1, "after the end"), first.sequence, soon()).await;
+    assert_eq!(fenced(late).sequence, Sequence(5));
 }
 
 async fn of_two_owners_one_goes_on(store: Store, prefix: &str) {
