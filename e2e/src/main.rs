@@ -26,6 +26,9 @@ const GAP_P50: f64 = 10.0;
 const GAP_P99: f64 = 50.0;
 const GAPS_DIRECT: usize = 300;
 const GAPS_STORE: usize = 100;
+/// What is stopped cleanly is served elsewhere within this (milliseconds).
+const RELEASED_P99: f64 = 300.0;
+const GAPS_OFF: usize = 100;
 
 #[derive(Debug, Parser)]
 #[command(about = "A real cluster: shows and measures what a rolling restart does to durable servers")]
@@ -161,13 +164,16 @@ async fn bench() -> Result<()> {
     let rooms = rooms("bench").await?;
     let direct = series(&rooms, "direct", GAPS_DIRECT).await?;
     let store = series(&rooms, "store", GAPS_STORE).await?;
-    let (fast, slow) = (Spread::of(direct.gaps), Spread::of(store.gaps));
-    println!("\ngap, direct: {fast:?}\ngap, store:  {slow:?}\n\n{}\n", report::stages(&direct.stages));
+    let off = series(&rooms, "off", GAPS_OFF).await?;
+    let (fast, slow, stopped) = (Spread::of(direct.gaps), Spread::of(store.gaps), Spread::of(off.gaps));
+    println!("\ngap, direct: {fast:?}\ngap, store:  {slow:?}\ngap, off:    {stopped:?}");
+    println!("\n{}\n", report::stages(&direct.stages));
     report::write(
         "bench",
         &json!({
             "direct": { "gap_ms": fast, "rollouts": direct.runs },
             "store": { "gap_ms": slow, "rollouts": store.runs },
+            "off": { "gap_ms": stopped, "rollouts": off.runs },
         }),
     )?;
     let mut limits: Vec<Limit> = direct.runs.iter().flat_map(|run| report::nothing_lost("direct", run)).collect();
@@ -179,6 +185,7 @@ async fn bench() -> Result<()> {
         fast.p99.zip(slow.p99).map(|(f, s)| f / s),
         0.2,
     ));
+    limits.push(Limit::time("off: from a clean Release to being served elsewhere, p99 (ms)", stopped.p99, RELEASED_P99));
     report::check(&limits)?;
     rooms.close().await
 }

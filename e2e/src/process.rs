@@ -7,6 +7,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 const MOST_OF_A_POD: usize = 4;
+/// More than any container of the tests may have (bytes).
+const TOO_MUCH: usize = 512 << 20;
 
 /// A process of some pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,26 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
+/// Leaves this process's container no memory, so that the kernel kills what it likes least in there. What takes the memory
+/// is a file of a child that counts as the container's: the kernel prefers any process of a pod to one of ours.
+pub fn exhaust_memory(pid: u32) -> Result<()> {
+    let group = memory_group(&fs::read_to_string(format!("/proc/{pid}/cgroup"))?)?;
+    let script = "echo $$ > \"$0/cgroup.procs\" && exec head -c \"$1\" /dev/zero > \"$2\"";
+    let file = format!("/dev/shm/durable-e2e-{pid}");
+    // It fails: it is killed, too, since its file goes on to fill the container when all else in there is gone.
+    let ended = Command::new("sh").args(["-c", script, &group, &TOO_MUCH.to_string(), &file]).status();
+    fs::remove_file(&file).with_context(|| format!("nothing was written: {ended:?}"))
+}
+
+/// The directory of the group whose memory limit counts for a process: of version 1 if the machine has it, else of version 2.
+fn memory_group(of_process: &str) -> Result<String> {
+    let path = |prefix: &str| of_process.lines().find_map(|line| line.split_once(prefix)).map(|(_, path)| path);
+    let version_1 = path(":memory:").map(|path| format!("/sys/fs/cgroup/memory{path}"));
+    version_1
+        .or_else(|| path("0::").map(|path| format!("/sys/fs/cgroup{path}")))
+        .context("a process without a memory group")
+}
+
 /// Ends these at once, as a crash of their machine would.
 pub fn kill(processes: &[Process]) -> Result<()> {
     signal(processes, "-KILL")
@@ -101,6 +123,13 @@ mod tests {
     #[test]
     fn a_process_has_a_peak() {
         assert!(peak_memory(std::process::id()).unwrap() > 100);
+    }
+
+    #[test]
+    fn a_process_has_a_memory_group_of_either_version() {
+        let (old, new) = ("5:memory:/k8s/a\n0::/\n", "0::/k8s/a\n");
+        assert_eq!(memory_group(old).unwrap(), "/sys/fs/cgroup/memory/k8s/a");
+        assert_eq!(memory_group(new).unwrap(), "/sys/fs/cgroup/k8s/a");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod as PodObject;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::{Broken, LEASE, PODS};
@@ -27,12 +28,16 @@ const TOO_MUCH: usize = 4 << 20;
 /// Kubelets count once a minute what pods wrote, and look every 10 s whether that is too much.
 const EVICTED: Duration = Duration::from_mins(2);
 
-/// Gives the pods a directory that they may fill.
+/// Gives the pods a directory and memory that they may fill.
 pub async fn prepare(rooms: &Rooms) -> Result<()> {
     let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
     let patch = json!({ "spec": { "template": { "spec": {
         "volumes": [{ "name": "scratch", "emptyDir": { "sizeLimit": "1Mi" } }],
-        "containers": [{ "name": "rooms", "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }] }],
+        "containers": [{
+            "name": "rooms",
+            "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }],
+            "resources": { "limits": { "memory": "128Mi" } },
+        }],
     } } } });
     api.patch("rooms", &PatchParams::default(), &Patch::Strategic(patch)).await?;
     rooms.scale(PODS).await
@@ -73,6 +78,25 @@ async fn recovered(rooms: &Rooms, broken: &Broken, limit: Duration) -> Result<()
 pub async fn host_killed(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let broken = strike(&pod, &rooms.processes(&pod)?.1)?;
+    recovered(rooms, &broken, BACK).await?;
+    Ok(broken)
+}
+
+/// The host has used up its memory, and the kernel kills it.
+pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let hosts = rooms.processes(&pod)?.1;
+    let host = hosts.first().context("no host")?.clone();
+    let at = now();
+    spawn_blocking(move || process::exhaust_memory(host.pid)).await??;
+    let broken = killed(slice::from_ref(&pod), at);
+    until("the kubelet says why the host ended", BACK, async || {
+        let pods: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
+        let status = pods.get(&pod.name).await?.status.unwrap_or_default();
+        let ended = status.container_statuses.unwrap_or_default().into_iter().find_map(|c| c.last_state?.terminated);
+        Ok(ended.filter(|ended| ended.reason.as_deref() == Some("OOMKilled")))
+    })
+    .await?;
     recovered(rooms, &broken, BACK).await?;
     Ok(broken)
 }
