@@ -208,7 +208,7 @@ impl Log {
     ) -> Result<Header, AppendError> {
         let body = record::encode(header, packed).map_err(AppendError::Refused)?;
         let key = self.key(header.sequence);
-        let mut pauses = Pauses::new(until);
+        let mut pauses = Pauses::new(until, &key);
         loop {
             if Instant::now() >= until {
                 return Err(late("the deadline has passed"));
@@ -224,7 +224,8 @@ impl Log {
 
     /// The header of a record that exists. From here on its key is only read, whatever the answers.
     async fn settled(&self, sequence: Sequence, until: Instant) -> Result<Header, AppendError> {
-        let (key, mut pauses) = (self.key(sequence), Pauses::new(until));
+        let key = self.key(sequence);
+        let mut pauses = Pauses::new(until, &key);
         loop {
             let read = self.lanes.urgent.get(&key, Part::Start(HEAD));
             match timeout_at(until, read).await {
@@ -317,20 +318,22 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     joined.unwrap_or_else(|error| Err(RecordError::Corrupt(format!("the work on its state was broken off: {error}"))))
 }
 
-/// Pauses between tries, growing, with chance in them so that many logs do not try in step.
+/// Pauses between tries, growing. Each key has its own, so that many logs do not try in step.
 struct Pauses {
     until: Instant,
     next: Duration,
+    spread: f64,
 }
 
 impl Pauses {
-    fn new(until: Instant) -> Self {
-        Self { until, next: MIN_PAUSE }
+    fn new(until: Instant, key: &str) -> Self {
+        let spread = f64::from(crc32fast::hash(key.as_bytes())) / f64::from(u32::MAX);
+        Self { until, next: MIN_PAUSE, spread: 0.5 + spread / 2.0 }
     }
 
     /// Waits for the next try; gives up when it would be past the deadline, or when no try can help.
     async fn after(&mut self, error: StoreError) -> Result<(), AppendError> {
-        let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
+        let pause = self.next.mul_f64(self.spread);
         if error.needs_a_person() || Instant::now() + pause >= self.until {
             return Err(AppendError::Unavailable(error));
         }

@@ -294,7 +294,8 @@ impl World {
             message = clip(&failed.message, MAX_TEXT),
             "assignment failed"
         );
-        let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, rand::random()));
+        let jitter = spread(failed.assignment);
+        let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, jitter));
         if let Some(server) = self.servers.get_mut(&uid).filter(|_| ours == Some(true)) {
             server.deletion.closed |= failed.why() == Why::Deleted;
         }
@@ -386,6 +387,13 @@ fn is_of(pod: &Pod, said: &str) -> bool {
 /// A server's name as the session's messages write it.
 pub(super) fn server_ref(id: &ServerId) -> ServerRef {
     ServerRef { namespace: id.namespace.clone(), name: id.name.clone(), uid: id.uid.0.clone() }
+}
+
+/// 0..1, as far apart as can be for numbers that follow each other: what failed together is not tried again together.
+fn spread(n: u64) -> f64 {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let high = u32::try_from(n.wrapping_mul(GOLDEN) >> 32).unwrap_or_default();
+    f64::from(high) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// The first word of a reason: the schema has room for one.
