@@ -58,7 +58,8 @@ fn run_all(seeds: std::ops::Range<u64>, mutation: Option<Mutation>, seen: &(dyn 
                     }
                     let outcome = run(seed, mutation, false);
                     seen(&outcome);
-                    if outcome.broken.is_some() {
+                    if let Some(what) = outcome.broken {
+                        println!("seed {seed}: {what}");
                         let mut broken = lock(&broken);
                         *broken = Some(broken.map_or(seed, |found: u64| found.min(seed)));
                     }

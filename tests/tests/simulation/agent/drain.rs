@@ -22,6 +22,7 @@ use crate::lock;
 
 const PLAN_FRESH: Duration = Duration::from_secs(5);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+const MOMENT: Duration = Duration::from_millis(5);
 const SETTLE: Duration = Duration::from_secs(5);
 const UNANNOUNCED: Duration = Duration::from_secs(10);
 const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
@@ -138,7 +139,8 @@ impl Running {
                     let plan = self.plan(None).filter(|plan| stale_used || plan.is_good_enough());
                     plan.map_or(Event::Tick, Event::Plan)
                 }
-                () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
+                // Past its deadline the machine asks to be woken in the past, which would let no virtual time pass.
+                () = time::sleep_until(look.unwrap_or(wake).max(Instant::now() + MOMENT)) => Event::Tick,
             };
             let mut events = vec![event];
             if unannounced.is_some_and(|at| at <= Instant::now()) {
