@@ -123,7 +123,11 @@ pub async fn give(
                 }
                 None => Event::Tick,
             },
-            () = time::sleep_until(wake) => Event::Tick,
+            () = time::sleep_until(wake) => {
+                // Else a time that is past would wake this again at once, over and over, until an answer comes.
+                giving.wake = None;
+                Event::Tick
+            }
             () = agent.lease.ended(server.writer.generation) => Event::Tick,
         };
         // Whatever woke this: under a lease that is over, nothing is sent, thawed or written any more.

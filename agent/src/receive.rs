@@ -159,7 +159,11 @@ pub async fn receive(
         let wake = taking.wake.map_or_else(|| time::Instant::now() + RETRY, |at| agent.clock.at(at));
         let event = tokio::select! {
             event = inbox.recv() => event.unwrap_or(Event::Tick),
-            () = time::sleep_until(wake) => Event::Tick,
+            () = time::sleep_until(wake) => {
+                // Else a time that is past would wake this again at once, over and over, until an answer comes.
+                taking.wake = None;
+                Event::Tick
+            }
             () = agent.lease.ended(generation) => Event::Tick,
         };
         // Whatever woke this: under a lease that is over, nothing is activated or written any more.
