@@ -56,7 +56,9 @@ pub(super) fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
 
 fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
     let uid = assign.server.as_ref().map(|server| server.uid.clone()).unwrap_or_default();
-    agent.sim.trace(|| format!("{} {uid} not started: {:?} {:?}", agent.pod, failed.why, failed.newest));
+    // Without its nonce, which is drawn by the store and is another every time.
+    let newest = failed.newest.as_ref().map(|newest| (newest.epoch, &newest.writer.pod));
+    agent.sim.trace(|| format!("{} {uid} not started: {:?} {newest:?}", agent.pod, failed.why));
     let grantee = failed.newest.as_ref().and_then(Header::grantee).map(|grantee| grantee.to.pod.0.clone());
     agent.tell(from_agent::Body::AssignFailed(session::AssignFailed {
         server: assign.server.clone(),
