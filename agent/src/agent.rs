@@ -182,6 +182,8 @@ pub struct Agent {
     pub receiving: crate::receive::Receiving,
     /// Assignments under way.
     pub starting: crate::start::Starting,
+    /// Agents that are known to be over.
+    pub silent: crate::start::Silent,
     /// The session.
     pub operator: Operator,
     /// Where servers may go.
@@ -238,6 +240,7 @@ impl Agent {
             servers: Servers::default(),
             receiving: crate::receive::Receiving::default(),
             starting: crate::start::Starting::default(),
+            silent: crate::start::Silent::default(),
             operator: Operator::default(),
             plan: watch::Sender::new(None),
             draining: Draining::default(),

@@ -14,7 +14,7 @@ use wire::session::{self, assign_failed::Why, from_agent};
 use crate::{
     agent::{APPEND, Agent, Pool},
     servers::server_id,
-    start::{Failed, TRIES, look_up, read_failed, refused, report, supersedes},
+    start::{Failed, Silent, TRIES, look_up, read_failed, refused, report, supersedes},
 };
 
 /// Carries out the operator's word about a server that nobody holds, in the background. It is answered as an assignment
@@ -57,14 +57,21 @@ async fn bury(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign, delet
     if delete {
         mark(agent, id).await;
     }
-    close(&agent.lease.writer(), &log, &pool.heartbeats(), assign, delete).await
+    let grounds = Grounds { heartbeats: pool.heartbeats(), silent: &agent.silent };
+    close(&agent.lease.writer(), &log, &grounds, assign, delete).await
+}
+
+/// What shows whether a silent pod is over.
+struct Grounds<'a> {
+    heartbeats: Heartbeats,
+    silent: &'a Silent,
 }
 
 /// A Tombstone where a start would write its Claim.
 async fn close(
     me: &Writer,
     log: &Log,
-    heartbeats: &Heartbeats,
+    grounds: &Grounds<'_>,
     assign: &session::Assign,
     delete: bool,
 ) -> Result<(), Failed> {
@@ -79,7 +86,7 @@ async fn close(
             | Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts),
             Start::Refuse(refusal) => return Err(refused(&refusal, newest)),
         };
-        look_up(heartbeats, &doubts).await?;
+        look_up(&grounds.heartbeats, grounds.silent, &doubts).await?;
         let version = newest.map_or(0, |newest| newest.state_version);
         let draft = Draft {
             epoch,
@@ -98,7 +105,7 @@ async fn close(
 
 #[cfg(test)]
 mod tests {
-    use handoff::{Epoch, HandoffId, PodUid, ServerUid, log::Grantee};
+    use handoff::{Epoch, HandoffId, PodUid, ServerUid, claim::Doubt, log::Grantee};
     use store::{Lanes, Memory, Objects, State};
 
     use super::*;
@@ -137,7 +144,8 @@ mod tests {
         let (superseded_epoch, owner) = over.unwrap_or_default();
         let assign =
             session::Assign { superseded_epoch, superseded_pod_uid: owner.into(), ..session::Assign::default() };
-        let nobody = Heartbeats::new(lanes(Memory::default()), "");
+        let silent = Silent::default();
+        let nobody = Grounds { heartbeats: Heartbeats::new(lanes(Memory::default()), ""), silent: &silent };
         close(&writer("b"), log, &nobody, &assign, true).await.map_err(|failed| failed.why)?;
         let newest = log.read_newest(Sequence::NONE).await.unwrap();
         Ok(newest.map(|newest| (newest.header.epoch, newest.header.kind)))
@@ -166,10 +174,17 @@ mod tests {
             ..session::Assign::default()
         };
         heartbeats.write(&writer("a"), 5).await.unwrap();
-        let refused = close(&writer("b"), &log, &heartbeats, &assign, true).await.unwrap_err();
+        let silent = Silent::default();
+        let alive = Grounds { heartbeats, silent: &silent };
+        let refused = close(&writer("b"), &log, &alive, &assign, true).await.unwrap_err();
         assert_eq!(refused.why, Why::Alive);
-        let silent = Heartbeats::new(lanes(Memory::default()), "");
-        assert!(close(&writer("b"), &log, &silent, &assign, true).await.is_ok());
+        let over = Grounds { heartbeats: Heartbeats::new(lanes(Memory::default()), ""), silent: &silent };
+        assert!(close(&writer("b"), &log, &over, &assign, true).await.is_ok());
+        assert!(
+            look_up(&alive.heartbeats, &silent, &[Doubt { of: writer("a"), above: 4 }]).await.is_ok(),
+            "it is known"
+        );
+        assert!(look_up(&alive.heartbeats, &silent, &[Doubt { of: writer("a"), above: 3 }]).await.is_err());
     }
 
     #[tokio::test]

@@ -57,8 +57,8 @@ async fn notice_a_later_term(agent: &Arc<Agent>, server: &Arc<Server>) {
     }
 }
 
-/// Deletes logs a day after their Tombstone, for ever: one listing an hour where there are none. Every pod of the pool
-/// does so, since any may be the last.
+/// Deletes logs a day after their Tombstone, and heartbeats that pods left behind, for ever: two listings an hour where there
+/// are none. Every pod of the pool does so, since any may be the last.
 pub async fn sweep(agent: Arc<Agent>) {
     loop {
         time::sleep(SWEEP.mul_f64(1.0 - rand::random::<f64>() / 2.0)).await;
@@ -72,6 +72,11 @@ pub async fn sweep(agent: Arc<Agent>) {
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "logs of deleted servers are not looked for"),
+        }
+        match pool.heartbeats().sweep(SystemTime::now()).await {
+            Ok(swept) if swept > 0 => tracing::info!(swept, "heartbeats of pods that are gone are deleted"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "heartbeats of pods that are gone are not looked for"),
         }
     }
 }

@@ -53,6 +53,12 @@ pub const ENDPOINTS_CHANGE: Duration = Duration::from_millis(1500);
 /// For the operator to record the end of the drain.
 const SEEN_WAIT: Duration = Duration::from_secs(1);
 
+/// A server that was stopped is served elsewhere long before this, if it is to be soon.
+const ELSEWHERE: Duration = Duration::from_millis(500);
+
+/// No look at a drain by its clock comes sooner after another.
+const SOONEST: Duration = Duration::from_millis(10);
+
 /// Arrivals and starts under way are awaited this long, so that they are part of the drain.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -272,6 +278,8 @@ impl Running {
                 }
             }
             self.report(&drain, false);
+            // Past the deadline there is only the end of what was begun to wait for.
+            let wake = wake.max(Instant::now() + SOONEST);
             let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(Event::Tick),
@@ -376,9 +384,15 @@ impl Running {
             let _ = self.events.send(Event::StopEnded(uid, true));
             return;
         };
+        let hurries = matches!(reason, StopReason::Deadline | StopReason::StoreUnavailable);
+        let starts_elsewhere = !hurries && !self.targets.is_empty() && server.spec.permanent != Some(false);
         let (agent, events, until) = (self.agent.clone(), self.events.clone(), self.deadline);
         tokio::spawn(async move {
             let written = release(&agent, &server, reason.name(), until, Kind::Release).await;
+            if written && starts_elsewhere {
+                // Its turn is the next one's only when somebody serves it: until then it would only wait in a longer line.
+                let _ = time::timeout(ELSEWHERE, elsewhere(&agent, &server.id.name)).await;
+            }
             let _ = events.send(Event::StopEnded(uid, written));
         });
     }

@@ -1,6 +1,6 @@
 //! Watching the host, and making good after it, or this agent, was restarted.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -9,8 +9,11 @@ use handoff::{
     log::{Authority, Header, Kind},
     source::Final,
 };
-use store::{Body, Draft, Log};
-use tokio::time::{self, Instant};
+use store::{AppendError, Body, Draft, Log, ReadError};
+use tokio::{
+    net::UnixStream,
+    time::{self, Instant},
+};
 use wire::session::gone::How;
 
 use crate::{
@@ -27,28 +30,39 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Leftovers frozen at once. Nobody waits for their answers but the end of a lease, so one that hangs must not hold up the rest.
 const FREEZES: usize = 64;
 
+/// A host that nobody listens for has this long to come back, and to have its servers again in this pod; then they are
+/// given up, since a container that crashes often is started again only after minutes.
+const DEAD: Duration = Duration::from_millis(1500);
+
+/// Between two tries to release what was left.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// At once when the host is not there yet: a pod is Ready sooner.
 const LOOK_FIRST: Duration = Duration::from_millis(50);
 
 /// Watches the host, for ever. A host that is another process than before has none of its servers.
 pub async fn watch_host(agent: Arc<Agent>) {
+    let mut dead_since = None;
     loop {
         let known = agent.described.borrow().as_ref().map(|host| host.instance);
         match agent.host.describe(HOST_CALL).await {
             Ok(host) => {
+                dead_since = None;
+                let restarted = agent.host_instance(host.instance);
                 if known != Some(host.instance) {
                     tracing::info!(instance = host.instance, types = host.types.len(), "host answers");
-                    if agent.host_instance(host.instance) {
-                        lost(&agent);
-                    }
                 }
                 let news = agent.described.send_if_modified(|described| {
                     let changed = described.as_ref() != Some(&host);
                     *described = Some(host);
                     changed
                 });
+                // First, so that the operator may give this pod what it has just lost.
                 if news {
                     tell_status(&agent);
+                }
+                if restarted {
+                    lost(&agent, "the host was restarted");
                 }
             }
             Err(error) => {
@@ -57,6 +71,11 @@ pub async fn watch_host(agent: Arc<Agent>) {
                 }
                 agent.host_problem.send_replace(Problem::from(&error));
                 agent.described.send_if_modified(|described| described.take().is_some());
+                if listens(&agent).await {
+                    dead_since = None;
+                } else if dead_since.get_or_insert_with(Instant::now).elapsed() >= DEAD {
+                    lost(&agent, "the host is gone");
+                }
             }
         }
         let absent = agent.described.borrow().is_none();
@@ -64,14 +83,20 @@ pub async fn watch_host(agent: Arc<Agent>) {
     }
 }
 
+/// Whether any process listens for the host: the kernel itself refuses connections to the socket of one that is gone.
+async fn listens(agent: &Agent) -> bool {
+    let connected = UnixStream::connect(agent.config.host_socket()).await;
+    !connected.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
+}
+
 /// The host process that ran these servers is gone, and they with it. Nobody serves them at these epochs again.
-fn lost(agent: &Arc<Agent>) {
+fn lost(agent: &Arc<Agent>, why: &'static str) {
     for server in agent.servers.all() {
         let agent = agent.clone();
         tokio::spawn(async move {
             let _turn = server.turn.lock().await;
             if agent.servers.get(&server.id.uid).is_some() && server.phase() == Phase::Active {
-                agent.gone(&server, How::Disclaimed, "the host was restarted", None);
+                agent.gone(&server, How::Crashed, why, None);
             }
         });
     }
@@ -105,23 +130,52 @@ pub async fn release_leftovers(agent: Arc<Agent>, leftovers: Vec<Leftover>) {
     if agent.pool.subscribe().wait_for(Option::is_some).await.is_err() {
         return;
     }
-    for Leftover { server, last } in leftovers {
-        match leftover(&agent, &server, last).await {
-            Ok(()) => {
-                tracing::info!(server = server.server, epoch = server.epoch.0, "released what an earlier agent had");
+    let mut left = leftovers;
+    loop {
+        let mut again = Vec::new();
+        for Leftover { server, last } in left {
+            match leftover(&agent, &server, &last).await {
+                Ok(()) => {
+                    tracing::info!(
+                        server = server.server,
+                        epoch = server.epoch.0,
+                        "released what an earlier agent had"
+                    );
+                }
+                // The lease may have ended because the store is down: this state is all that there is of what came last.
+                Err(error) if is_of_store(&error) => {
+                    tracing::warn!(server = server.server, error = format!("{error:#}"), "leftover server waits");
+                    again.push(Leftover { server, last });
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        server = server.server,
+                        error = format!("{error:#}"),
+                        "leftover server not released"
+                    );
+                }
             }
-            Err(error) => {
-                tracing::error!(server = server.server, error = format!("{error:#}"), "leftover server not released");
+            let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
+            if let Err(error) = stopped {
+                tracing::error!(server = server.server, %error, "leftover server not stopped");
             }
         }
-        let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
-        if let Err(error) = stopped {
-            tracing::error!(server = server.server, %error, "leftover server not stopped");
+        if again.is_empty() {
+            return;
         }
+        left = again;
+        time::sleep(AGAIN).await;
     }
 }
 
-async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
+/// Whether this may pass. What the log says does not.
+fn is_of_store(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ReadError::Store(_)))
+        || matches!(error.downcast_ref(), Some(AppendError::Unavailable(_)))
+}
+
+async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: &Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
     if listed.phase == ListedPhase::Standby {
         return Ok(());
     }
@@ -133,7 +187,8 @@ async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: Result<Final<Bytes>
     let Some(newest) = newest.filter(|newest| newest.epoch == listed.epoch) else {
         anyhow::bail!("the log is of another epoch");
     };
-    append_last(agent, &log, listed, &newest, last?).await
+    let last = last.as_ref().map_err(|error| anyhow::anyhow!("the host did not give its last state: {error}"))?;
+    append_last(agent, &log, listed, &newest, last.clone()).await
 }
 
 /// A frozen server whose newest record is our own Grant may have been sent: the Grant is repeated with the state, and

@@ -1,8 +1,8 @@
 //! Starting an assigned server from its log. [`handoff::claim`] decides, this file only does.
 
 use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -10,7 +10,7 @@ use handoff::{
     Epoch, PodUid, Sequence, ServerId, ServerUid,
     claim::{Doubt, Over, Refusal, Start, Supersedes, decide},
     lease::Heartbeat,
-    log::{Authority, Header, Kind},
+    log::{Authority, Header, Kind, Writer},
     source::{Mark, State},
 };
 use store::{AppendError, Body, Draft, Heartbeats, ReadError};
@@ -161,7 +161,7 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
             Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts, true),
             Start::Refuse(refusal) => return Err(refused(&refusal, header)),
         };
-        look_up(&heartbeats, &doubts).await?;
+        look_up(&heartbeats, &agent.silent, &doubts).await?;
         let state =
             match newest.and_then(|newest| newest.state).filter(|_| header.as_ref().is_some_and(Header::bears_state)) {
                 Some(state) => Some(state),
@@ -215,9 +215,37 @@ pub(crate) fn supersedes(assign: &session::Assign) -> Option<Supersedes> {
     })
 }
 
+/// Runs of agents that are over: each was silent for a whole lease, and then the store had no heartbeat of it above this
+/// number. That stays so, and a pod with a thousand servers is looked up once.
+#[derive(Default)]
+pub struct Silent(Mutex<HashMap<Writer, u64>>);
+
+/// More runs than pods die in a day; without the oldest ones the store is asked again.
+const MAX_SILENT: usize = 1024;
+
+impl Silent {
+    fn runs(&self) -> MutexGuard<'_, HashMap<Writer, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn knows(&self, doubt: &Doubt) -> bool {
+        self.runs().get(&doubt.of).is_some_and(|above| *above <= doubt.above)
+    }
+
+    fn note(&self, doubt: &Doubt) {
+        let mut runs = self.runs();
+        if runs.len() >= MAX_SILENT {
+            runs.clear();
+        }
+        let above = runs.entry(doubt.of.clone()).or_insert(doubt.above);
+        *above = doubt.above.min(*above);
+    }
+}
+
 /// Who was only silent may be without the operator, and well: then the store has a heartbeat of it.
-pub(crate) async fn look_up(heartbeats: &Heartbeats, doubts: &[Doubt]) -> Result<(), Failed> {
-    for Doubt { of, above } in doubts {
+pub(crate) async fn look_up(heartbeats: &Heartbeats, silent: &Silent, doubts: &[Doubt]) -> Result<(), Failed> {
+    for doubt in doubts.iter().filter(|doubt| !silent.knows(doubt)) {
+        let Doubt { of, above } = doubt;
         let found = heartbeats.newest(of, *above).await;
         // What cannot be read is not silence.
         let found = found.map_err(|error| Failed::new(Why::Store, &error))?;
@@ -225,6 +253,7 @@ pub(crate) async fn look_up(heartbeats: &Heartbeats, doubts: &[Doubt]) -> Result
             let message = format!("pod {} has no session, but heartbeat {} is in the store", of.pod, alive.counter);
             return Err(Failed { alive: Some((of.pod.clone(), alive)), ..Failed::new(Why::Alive, &message) });
         }
+        silent.note(doubt);
     }
     Ok(())
 }

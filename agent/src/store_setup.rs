@@ -109,7 +109,7 @@ async fn open(agent: &Arc<Agent>, spec: DurableServerPoolSpec, settings: crds::s
         time::sleep(wait).await;
     };
     agent.host.set_max_state(settings.max_state_bytes);
-    let lanes: Lanes = pace(objects, Rates::default());
+    let lanes: Lanes = pace(objects, Rates::up_to(settings.store.max_requests_per_second));
     agent.pool.send_replace(Some(Pool { spec: Arc::new(spec), settings: Arc::new(settings), store: lanes }));
     agent.problem.send_replace(Problem::default());
     tell_status(agent);

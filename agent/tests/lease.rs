@@ -170,13 +170,17 @@ async fn without_an_answer_all_is_stopped_and_the_last_states_are_kept() {
     scene.started().await;
     assert_eq!(scene.post("answered, and not yet synced").await, Some(200));
     let generation = scene.agent.lease.writer().generation;
-    scene.store.inject(Operation::Create, vec![Fault::Fail(StoreError::Unknown("cut off".into())); 1000]);
+    for operation in [Operation::Create, Operation::List] {
+        scene.store.inject(operation, vec![Fault::Fail(StoreError::Unknown("cut off".into())); 1000]);
+    }
     scene.agent.lease.ended(generation).await;
     assert_eq!(scene.post("too late").await, None, "nothing passes to the host, whatever it does");
     scene.until("a new generation", async |scene| scene.agent.lease.writer().generation > generation).await;
     assert!(scene.agent.servers.is_empty(), "the next inventory is empty");
     let listed = scene.agent.host.list(PATIENCE).await.unwrap();
     assert!(listed.iter().all(|server| server.phase == ListedPhase::Frozen), "{listed:?}");
+    // The first try to write them fails too.
+    time::sleep(Duration::from_millis(500)).await;
     scene.store.heal();
     scene
         .until("a Release", async |scene| {

@@ -38,6 +38,8 @@ pub(crate) const CONCURRENCY: RangeInclusive<u32> = 1..=1_000;
 pub(crate) const FAILURES: RangeInclusive<u32> = 1..=1_000;
 /// State-bearing records kept.
 pub(crate) const RECORDS: RangeInclusive<u32> = 1..=100;
+/// Requests of one pod to the store in a second: a claim alone takes three.
+pub(crate) const REQUESTS: RangeInclusive<u32> = 20..=100_000;
 /// Servers in one pod.
 pub(crate) const SERVERS: RangeInclusive<u32> = 1..=10_000;
 

@@ -88,6 +88,11 @@ pub struct S3 {
     /// Put the bucket into the path instead of the host name. Default: true if an endpoint is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub force_path_style: Option<bool>,
+    /// Requests that one pod may send in a second. It sends fewer by itself when the store is slow or asks for it.
+    /// Default 3000, which one prefix of S3 takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = *limits::REQUESTS.start(), max = *limits::REQUESTS.end()))]
+    pub max_requests_per_second: Option<u32>,
     /// PEM certificates to trust instead of the public authorities, for an endpoint with a certificate of one's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65_536))]

@@ -54,6 +54,8 @@ reasons! {
     TypeUnknown,
     /// The host did not start it.
     HostRefused,
+    /// Its host crashed under it again and again.
+    HostCrashes,
     /// The chosen pod could not take it just now.
     PodRefused,
     /// The store could not be used for its start.
@@ -153,6 +155,7 @@ impl Reason {
                     | Self::TypeUnknown
                     | Self::PodsFull
                     | Self::HostRefused
+                    | Self::HostCrashes
                     | Self::StoreUnavailable
                     | Self::OwnedElsewhere
                     | Self::Corrupt

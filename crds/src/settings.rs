@@ -49,6 +49,8 @@ pub struct Bucket {
     pub endpoint: Option<String>,
     /// The bucket is in the path, not in the host name.
     pub force_path_style: bool,
+    /// Requests of one pod in a second, at most.
+    pub max_requests_per_second: u32,
     /// PEM certificates to trust instead of the public authorities.
     pub ca_bundle: Option<String>,
 }
@@ -143,6 +145,12 @@ fn bucket(s3: &S3) -> Result<Bucket, Invalid> {
         region: s3.region.clone().unwrap_or_else(|| "us-east-1".into()),
         endpoint: s3.endpoint.clone(),
         force_path_style: s3.force_path_style.unwrap_or(s3.endpoint.is_some()),
+        max_requests_per_second: number(
+            "spec.store.s3.maxRequestsPerSecond",
+            s3.max_requests_per_second,
+            &limits::REQUESTS,
+        )?
+        .unwrap_or(3000),
         ca_bundle: s3.ca_bundle.clone(),
     })
 }

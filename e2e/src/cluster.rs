@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret, Service};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -271,6 +272,14 @@ impl Cluster {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let all = pods.list(&ListParams::default()).await?.items;
         Ok(all.iter().map(view::pod).filter(|pod| node.is_empty() || pod.node == node).collect())
+    }
+
+    /// The operator's replica that leads.
+    pub async fn leader(&self) -> Result<view::Pod> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), SYSTEM);
+        let holder = leases.get(OPERATOR).await?.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        let pods = self.pods(SYSTEM, "").await?;
+        pods.into_iter().find(|pod| holder.starts_with(&pod.name)).with_context(|| format!("no pod of {holder}"))
     }
 
     /// Waits until the API server answers.

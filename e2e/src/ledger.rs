@@ -144,6 +144,13 @@ impl Ledger {
         recoveries(&locked(&self.reports), at_ns, pods)
     }
 
+    /// Notes the last ends that killed pods could not report, for whatever is asked later.
+    pub fn close(&self, killed: &BTreeMap<String, u64>) {
+        let mut reports = locked(&self.reports);
+        let ends = last_ends(&reports, killed);
+        reports.extend(ends);
+    }
+
     /// All overlaps. A pod that was killed (when, in nanoseconds since 1970, by name) could not report its last ends: its
     /// open terms are taken to have ended shortly before. Reports on their way are given a moment to arrive.
     pub async fn overlaps(&self, killed: &BTreeMap<String, u64>) -> Vec<Overlap> {
@@ -205,6 +212,19 @@ pub fn overlaps(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> V
         }
     }
     found
+}
+
+/// The ends of the terms that these pods had when they were killed.
+fn last_ends(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> Vec<Report> {
+    let mut ends = Vec::new();
+    for ((server, uid), terms) in terms(reports, &BTreeMap::new()) {
+        let open = |term: &Term| term.end == u64::MAX && killed.get(&term.pod).is_some_and(|at| term.begin <= *at);
+        for Term { pod, epoch, begin, .. } in terms.into_iter().filter(open) {
+            let at_ns = killed[&pod].saturating_sub(UNREPORTED).max(begin);
+            ends.push(Report { at_ns, event: Event::End, server: server.clone(), uid: uid.clone(), epoch, pod });
+        }
+    }
+    ends
 }
 
 fn recoveries(reports: &BTreeSet<Report>, at_ns: u64, pods: &[String]) -> Vec<Option<u64>> {
@@ -284,6 +304,17 @@ mod tests {
         assert_eq!(overlaps(&reports, &BTreeMap::new()).len(), 1);
         assert!(overlaps(&reports, &BTreeMap::from([("a".into(), UNREPORTED + 15)])).is_empty());
         assert_eq!(overlaps(&reports, &BTreeMap::from([("a".into(), UNREPORTED + 25)])).len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_is_killed_twice_has_two_last_ends() {
+        let mut reports: BTreeSet<Report> = [report("a", 1, Begin, 1), report("b", 3, Begin, UNREPORTED)].into();
+        let ends = last_ends(&reports, &BTreeMap::from([("a".into(), UNREPORTED + 9)]));
+        assert_eq!(ends, [report("a", 1, End, 9)]);
+        reports.extend(ends);
+        reports.extend([report("b", 3, End, UNREPORTED + 1), report("a", 5, Begin, UNREPORTED + 20)]);
+        let again = BTreeMap::from([("a".into(), UNREPORTED * 3)]);
+        assert!(super::overlaps(&reports, &again).is_empty());
     }
 
     #[test]

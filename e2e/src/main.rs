@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 
 const ROOMS: usize = 300;
 const STATE: usize = 4096;
-const CHAOS_ROOMS: usize = 60;
 const PODS: i32 = 3;
 const WRITES: u32 = 200;
 /// The limits of the gap (milliseconds), and samples enough for them.
@@ -44,6 +43,9 @@ enum Command {
         /// Only faults whose names contain this.
         #[arg(default_value = "")]
         only: String,
+        /// How many servers they happen to.
+        #[arg(long, default_value_t = 60)]
+        servers: usize,
     },
 }
 
@@ -53,7 +55,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
-        Command::Chaos { only } => chaos::run(CHAOS_ROOMS, chaos::Part::All, &only).await,
+        Command::Chaos { only, servers } => chaos::run(servers, chaos::Part::All, &only).await,
         Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }
 }

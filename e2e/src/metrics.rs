@@ -83,6 +83,12 @@ impl StoreOps {
         ops
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn total(self) -> f64 {
+        self.put + self.get + self.list + self.delete
+    }
+
     /// Without so many PUTs, which had another cause.
     #[must_use]
     pub fn without_puts(self, many: usize) -> Self {

@@ -59,6 +59,12 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
+/// Whether a process has not ended.
+#[must_use]
+pub fn is_there(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// Leaves a process no memory but what it has, so that the kernel kills it.
 pub fn exhaust_memory(pid: u32) -> Result<()> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
@@ -79,13 +85,36 @@ pub fn exhaust_memory(pid: u32) -> Result<()> {
     write(format!("/sys/fs/cgroup{group}/memory.max"), "1048576")
 }
 
-/// Ends these at once, as a crash of their machine would. A pod of ours has few processes: many mean a mistake.
+/// Ends these at once, as a crash of their machine would.
 pub fn kill(processes: &[Process]) -> Result<()> {
+    signal(processes, "-KILL")
+}
+
+/// Processes that do nothing at all until this is dropped, as on a machine that sleeps.
+#[derive(Debug)]
+pub struct Paused(Vec<Process>);
+
+/// Makes these pause.
+pub fn pause(processes: Vec<Process>) -> Result<Paused> {
+    signal(&processes, "-STOP")?;
+    Ok(Paused(processes))
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if let Err(error) = signal(&self.0, "-CONT") {
+            eprintln!("processes stay paused: {error:#}");
+        }
+    }
+}
+
+/// A pod of ours has few processes: many mean a mistake.
+fn signal(processes: &[Process], name: &str) -> Result<()> {
     if processes.is_empty() || processes.len() > MOST_OF_A_POD {
         bail!("{} processes are not those of one pod: {processes:?}", processes.len());
     }
     let pids = processes.iter().map(|process| process.pid.to_string());
-    let status = Command::new("kill").arg("-9").args(pids).status()?;
+    let status = Command::new("kill").arg(name).args(pids).status()?;
     if !status.success() {
         bail!("kill: {status}");
     }

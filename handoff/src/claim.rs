@@ -95,15 +95,15 @@ pub enum Refusal {
         /// The pod that it names.
         to: PodUid,
     },
-    /// The newest record is another pod's than the one that was found silent.
-    #[error("epoch {epoch} is of pod {found}, and pod {silent} was found silent")]
+    /// The newest record is another pod's than the assignment takes for the owner: what is said of that one says nothing of this.
+    #[error("epoch {epoch} is of pod {found}, and the assignment takes pod {named} for its owner")]
     OtherOwner {
         /// The epoch.
         epoch: Epoch,
         /// Its owner.
         found: PodUid,
-        /// Whose silence the assignment rests on.
-        silent: PodUid,
+        /// Whom the assignment is about.
+        named: PodUid,
     },
     /// The server was deleted.
     #[error("the log ends in a Tombstone: the server was deleted")]
@@ -174,20 +174,19 @@ fn over_the_owner(
     }
 }
 
-/// Silence is said of a pod: it must be the one that wrote the newest record.
+/// Grounds are said of a pod: it must be the one that wrote the newest record. An operator may take another for the owner of
+/// an epoch: one that it assigned the server to, and that never claimed it, is easily proven over.
 fn owner_doubt(newest: &Header, supersedes: Option<&Supersedes>) -> Result<Vec<Doubt>, Refusal> {
-    let Some((owner, last)) = supersedes.and_then(|s| Some((&s.owner.pod, s.owner.silent?))) else {
-        return Ok(Vec::new());
-    };
-    if newest.writer.pod != *owner {
-        let (found, silent) = (newest.writer.pod.clone(), owner.clone());
-        return Err(Refusal::OtherOwner { epoch: newest.epoch, found, silent });
+    let Some(owner) = supersedes.map(|supersedes| &supersedes.owner) else { return Ok(Vec::new()) };
+    if newest.writer.pod != owner.pod {
+        let (found, named) = (newest.writer.pod.clone(), owner.pod.clone());
+        return Err(Refusal::OtherOwner { epoch: newest.epoch, found, named });
     }
-    Ok(doubt(&newest.writer, last).into_iter().collect())
+    Ok(owner.silent.and_then(|last| doubt(&newest.writer, last)).into_iter().collect())
 }
 
-/// A pod that began a later generation has nothing left of an earlier one. Of a generation that the operator never heard
-/// of, every heartbeat is above what it knows.
+/// A pod that began a later generation has nothing left of an earlier one. A generation that the operator did not hear of
+/// while the pod was silent can have lived by the store alone: every heartbeat of it is above what the operator knows.
 fn doubt(of: &Writer, last: Heartbeat) -> Option<Doubt> {
     let above = match last.generation.cmp(&of.generation) {
         std::cmp::Ordering::Less => 0,

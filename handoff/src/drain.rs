@@ -31,8 +31,11 @@ pub struct Limits {
     pub first_concurrency: usize,
     /// A gap up to this long is short.
     pub short_gap: Duration,
-    /// Graceful stops in flight at once.
+    /// Graceful stops in flight at once when time is short.
     pub stop_concurrency: usize,
+    /// The same while there is time: a stop may then last until its server is served elsewhere, and more at once would
+    /// only wait there, served by nobody.
+    pub gentle_stops: usize,
     /// Consecutive failed handoffs after which no more are begun.
     pub stop_after_failures: u32,
     /// How long to wait for any plan at all, and for a pod that is not in it yet.
@@ -52,6 +55,7 @@ impl Default for Limits {
             first_concurrency: 8,
             short_gap: Duration::from_millis(15),
             stop_concurrency: 50,
+            gentle_stops: 12,
             stop_after_failures: 3,
             plan_wait: Duration::from_secs(1),
             store_retry: Duration::from_millis(500),
@@ -332,6 +336,11 @@ impl Drain {
         }
     }
 
+    fn stops_at_once(&self, now: Instant) -> usize {
+        let short = now + self.reserve() >= self.deadline;
+        if short { self.limits.stop_concurrency } else { self.limits.gentle_stops }
+    }
+
     /// The time to keep for stopping what is left.
     fn reserve(&self) -> Duration {
         let rounds = self.remaining().div_ceil(self.limits.stop_concurrency.max(1));
@@ -348,7 +357,7 @@ impl Drain {
                 if now + self.reserve() >= self.deadline {
                     self.abort_all(&mut actions);
                 }
-                self.stop_all(reason, &mut actions);
+                self.stop_all(reason, now, &mut actions);
             }
             None => self.start_some(now, &mut actions),
         }
@@ -390,8 +399,9 @@ impl Drain {
         }
     }
 
-    fn stop_all(&mut self, reason: StopReason, actions: &mut Vec<Action>) {
-        while self.stopping.len() < self.limits.stop_concurrency && !self.waiting.is_empty() {
+    fn stop_all(&mut self, reason: StopReason, now: Instant, actions: &mut Vec<Action>) {
+        let at_once = self.stops_at_once(now);
+        while self.stopping.len() < at_once && !self.waiting.is_empty() {
             let job = self.waiting.remove(0).job;
             self.stop(job.server, if job.handoff { reason } else { StopReason::HandoffOff }, actions);
         }
@@ -405,9 +415,10 @@ impl Drain {
 
     fn start_some(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut kept = Vec::new();
+        let stops = self.stops_at_once(now);
         for waiting in std::mem::take(&mut self.waiting) {
             if let Some(reason) = self.must_stop(&waiting, now) {
-                if self.stopping.len() < self.limits.stop_concurrency {
+                if self.stopping.len() < stops {
                     self.stop(waiting.job.server, reason, actions);
                 } else {
                     kept.push(waiting);

@@ -48,7 +48,17 @@ fn a_silent_owner_is_looked_up_by_the_generation_that_wrote_the_log() {
         (
             "the silence of another pod is nothing",
             silent("x", 7, 12),
-            Err(Refusal::OtherOwner { epoch: Epoch(3), found: PodUid("a".into()), silent: PodUid("x".into()) }),
+            Err(Refusal::OtherOwner { epoch: Epoch(3), found: PodUid("a".into()), named: PodUid("x".into()) }),
+        ),
+        (
+            "nor is what is proven of another, which never claimed it",
+            proven("x"),
+            Err(Refusal::OtherOwner { epoch: Epoch(3), found: PodUid("a".into()), named: PodUid("x".into()) }),
+        ),
+        (
+            "an owner that is not known must be asked for",
+            proven(""),
+            Err(Refusal::OtherOwner { epoch: Epoch(3), found: PodUid("a".into()), named: PodUid::default() }),
         ),
     ] {
         assert_eq!(doubts(&newest, owner, None), expected, "{name}");

@@ -182,6 +182,20 @@ fn time_is_kept_back_to_stop_the_rest() {
 }
 
 #[test]
+fn while_there_is_time_few_are_stopped_at_once() {
+    let limits = Limits::default();
+    let off = |n| Job { handoff: false, ..job(n) };
+    let (mut drain, actions) = start((0..100).map(off).collect(), Some(plan(vec![])), limits);
+    let first = stops(&actions);
+    assert_eq!(first.len(), limits.gentle_stops);
+    // The next one when the first is served elsewhere.
+    let next = drain.on(Event::StopEnded(ServerUid(first[0].0.clone()), true), at(100));
+    assert_eq!(stops(&next).len(), 1);
+    let hurry = drain.on(Event::Tick, at(MINUTE - 2 * 250 - 2000));
+    assert_eq!(stops(&hurry).len(), limits.stop_concurrency - limits.gentle_stops);
+}
+
+#[test]
 fn while_the_store_is_down_servers_serve_on_and_are_tried_again() {
     let pods = plan(vec![candidate("b", true, 0, 9)]);
     let (mut drain, _) = start(vec![job(0)], Some(pods), Limits::default());
@@ -243,7 +257,7 @@ fn a_breaker_that_tripped_stays_so() {
 
 #[test]
 fn a_server_that_was_kept_goes_back_to_its_place() {
-    let limits = Limits { max_concurrency: 1, stop_concurrency: 1, stop_after_failures: 1, ..Limits::default() };
+    let limits = Limits { max_concurrency: 1, gentle_stops: 1, stop_after_failures: 1, ..Limits::default() };
     let jobs = vec![job(0), Job { priority: 9, ..job(1) }, Job { priority: 5, ..job(2) }];
     let (mut drain, actions) = start(jobs, Some(plan(vec![candidate("b", true, 0, 9)])), limits);
     assert_eq!(handoffs(&actions)[0].0, "s1");
@@ -352,7 +366,7 @@ proptest! {
     /// and what was begun has ended, every server is accounted for exactly once.
     #[test]
     fn every_server_is_accounted_for_once(steps in prop::collection::vec(step(), 0..60)) {
-        let limits = Limits { max_concurrency: 3, stop_concurrency: 2, ..Limits::default() };
+        let limits = Limits { max_concurrency: 3, stop_concurrency: 2, gentle_stops: 2, ..Limits::default() };
         let (mut drain, first) = start((0..8).map(job).collect(), None, limits);
         let (mut moving, mut stopping) = (Vec::new(), Vec::new());
         let (mut now, mut summary) = (0, None);

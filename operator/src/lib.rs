@@ -12,6 +12,7 @@ pub mod alarms;
 pub mod args;
 pub mod certificates;
 pub mod check;
+pub mod crashes;
 pub mod directory;
 pub mod drains;
 pub mod driver;

@@ -14,6 +14,8 @@ use handoff::{
 };
 use wire::session::gone::How;
 
+use crate::crashes::{Crashes, Verdict};
+
 /// First wait after a failed assignment; doubles.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait between assignments.
@@ -155,6 +157,8 @@ pub struct Ownership {
     pub avoid: BTreeSet<PodUid>,
     /// What the last failure was.
     pub trouble: Option<Trouble>,
+    /// How often its host crashed.
+    pub crashes: Crashes,
 }
 
 impl Ownership {
@@ -257,7 +261,8 @@ impl Ownership {
             return if epoch.handed_off() == self.epoch { Claimed::Passing } else { Claimed::Stale };
         }
         // An assignment to another pod is refused by the log from now on.
-        *self = Self { epoch, owner: Some(pod.clone()), standing: Standing::Held, ..Self::default() };
+        let crashes = std::mem::take(&mut self.crashes);
+        *self = Self { epoch, owner: Some(pod.clone()), standing: Standing::Held, crashes, ..Self::default() };
         Claimed::Owner
     }
 
@@ -267,7 +272,7 @@ impl Ownership {
         let claimed = self.standing != Standing::Held && self.outstanding.as_ref().is_some_and(|o| o.to == *pod);
         let owner = self.owner.as_ref() == Some(pod) || (claimed && epoch > self.epoch);
         if let Some(grant) = self.grant.as_mut().filter(|grant| grant.to == *pod)
-            && how == How::Disclaimed
+            && matches!(how, How::Disclaimed | How::Crashed)
             && epoch >= self.epoch.handed_off()
         {
             grant.over = true;
@@ -285,14 +290,44 @@ impl Ownership {
                 self.owner = grantee;
                 self.not_before = now + CROSSING;
             }
-            How::Disclaimed if owner => {
+            How::Disclaimed | How::Crashed if owner => {
                 let grant = grantee.map(|to| Grant { to, over: false });
                 self.ended(pod, epoch, Standing::Over, grant);
             }
             How::Fenced if owner => self.ended(pod, epoch, Standing::Over, None),
-            How::Disclaimed | How::Fenced | How::Unspecified => return false,
+            How::Disclaimed | How::Crashed | How::Fenced | How::Unspecified => return false,
         }
         true
+    }
+
+    /// Its host crashed under it: it is started again, if need be later.
+    pub fn crashed(&mut self, now: Instant) {
+        match self.crashes.add(now) {
+            Verdict::Again(at) => self.not_before = at,
+            Verdict::Park(until) => {
+                self.not_before = until;
+                self.trouble = Some(Trouble {
+                    reason: Reason::HostCrashes,
+                    message: "its host crashed five times within an hour while it ran there, and it may be the cause: read \
+                              the host's log of before its last restart, and mend it. It is started again when its spec \
+                              changes, such as by setting spec.cordoned to true and back, or after the hour"
+                        .into(),
+                    fatal: true,
+                });
+            }
+        }
+    }
+
+    /// A person changed its spec: what was held against it counts no more.
+    pub fn edited(&mut self) {
+        self.crashes = Crashes::default();
+        self.again();
+    }
+
+    /// Where it is best started: after a crash in the pod where it was, so that what brings hosts down stays in one place.
+    #[must_use]
+    pub fn home(&self) -> Option<&PodUid> {
+        self.owner.as_ref().filter(|_| self.crashes != Crashes::default())
     }
 
     fn ended(&mut self, pod: &PodUid, epoch: Epoch, standing: Standing, grant: Option<Grant>) {

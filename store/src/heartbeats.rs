@@ -1,10 +1,15 @@
 //! Signs of life of agents whose session is down. Each is a key of its own under its agent's pod, so that nothing is
 //! ever overwritten here either: a late write of an old one cannot hide a newer one.
 
+use std::time::{Duration, SystemTime};
+
 use bytes::Bytes;
 use handoff::{lease::Heartbeat, log::Writer};
 
-use crate::objects::{Lanes, StoreError};
+use crate::objects::{Lanes, Listed, StoreError};
+
+/// Far longer than the longest lease, ten minutes, and than calendars differ.
+const OLD: Duration = Duration::from_hours(24);
 
 /// Of one pod there are one or two; more only after many answers were lost.
 const MAX_LISTED: usize = 1000;
@@ -59,6 +64,23 @@ impl Heartbeats {
         Ok(())
     }
 
+    /// Deletes what agents left behind that are gone: nobody needs a sign of life that is a day old by the store's calendar.
+    /// How many there were.
+    pub async fn sweep(&self, now: SystemTime) -> Result<usize, StoreError> {
+        let (all, mut after, mut swept) = (format!("{}/", self.prefix), String::new(), 0);
+        loop {
+            let listed = self.lanes.bulk.list(&all, &after, MAX_LISTED).await?;
+            for old in listed.iter().filter(|listed| is_old(listed, now)) {
+                self.lanes.bulk.delete(&old.key).await?;
+                swept += 1;
+            }
+            match listed.last() {
+                Some(last) if listed.len() == MAX_LISTED => after.clone_from(&last.key),
+                _ => return Ok(swept),
+            }
+        }
+    }
+
     fn of_pod(&self, of: &Writer) -> Result<String, StoreError> {
         let pod = &of.pod.0;
         // It comes from records and messages: a slash could lead elsewhere.
@@ -71,6 +93,11 @@ impl Heartbeats {
     fn key(&self, of: &Writer, counter: u64) -> Result<String, StoreError> {
         Ok(format!("{}{:016x}-{counter:016x}", self.of_pod(of)?, of.generation.0))
     }
+}
+
+/// Of a store that does not say when it was written, none is.
+fn is_old(listed: &Listed, now: SystemTime) -> bool {
+    listed.modified.and_then(|at| now.duration_since(at).ok()).is_some_and(|age| age > OLD)
 }
 
 #[cfg(test)]
@@ -131,6 +158,16 @@ mod tests {
         memory.inject(Operation::List, [Fault::Fail(StoreError::Unknown(String::new()))]);
         assert!(heartbeats.newest(&run("a", 7), 0).await.is_err());
         assert!(heartbeats.newest(&run("a/b", 7), 0).await.is_err(), "nor is one that cannot be asked about");
+    }
+
+    #[tokio::test]
+    async fn what_is_a_day_old_goes() {
+        let (memory, heartbeats) = store();
+        heartbeats.write(&run("a", 7), 1).await.unwrap();
+        let now = SystemTime::now();
+        assert_eq!(heartbeats.sweep(now).await, Ok(0));
+        assert_eq!(heartbeats.sweep(now + OLD * 2).await, Ok(1));
+        assert!(memory.keys().is_empty());
     }
 
     #[tokio::test]

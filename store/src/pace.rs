@@ -29,10 +29,19 @@ pub struct Rates {
     pub max: f64,
 }
 
+impl Rates {
+    /// Never above this rate, which is known to be borne; found out carefully from a lower one on.
+    #[must_use]
+    pub fn up_to(most: u32) -> Self {
+        let most = f64::from(most);
+        Self { start: most.min(1000.0), min: most.min(20.0), max: most }
+    }
+}
+
 impl Default for Rates {
     /// One prefix of S3 takes 3500 writes a second before it splits, and one agent is rarely alone on it.
     fn default() -> Self {
-        Self { start: 1000.0, min: 20.0, max: 3000.0 }
+        Self::up_to(3000)
     }
 }
 

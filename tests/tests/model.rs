@@ -6,13 +6,39 @@ use std::{collections::BTreeSet, time::Instant};
 use durable_tests::model::{Act, Bounds, Mutation, Rules, graph};
 use stateright::{Checker, HasDiscoveries, Model};
 
-const NONE: Bounds = Bounds { writes: 0, syncs: 0, handoffs: 0, stops: 0, crashes: 0, cleanups: 0, doubles: 0 };
+const NONE: Bounds = Bounds {
+    writes: 0,
+    syncs: 0,
+    handoffs: 0,
+    stops: 0,
+    crashes: 0,
+    cleanups: 0,
+    doubles: 0,
+    beats: 0,
+    expiries: 0,
+    leaders: 0,
+    restarts: 0,
+    losses: 0,
+};
 /// Small enough for the mutations and for a second opinion.
 const SMALL: Bounds = Bounds { writes: 2, syncs: 1, handoffs: 1, crashes: 1, ..NONE };
 const CLEANUP: Bounds = Bounds { writes: 1, syncs: 1, crashes: 1, cleanups: 1, ..NONE };
 
+/// The lease of one agent ends, or those of two heartbeats.
+const LEASE: Bounds = Bounds { expiries: 1, ..NONE };
+const LEASES: Bounds = Bounds { beats: 1, expiries: 2, ..NONE };
+
 const ONE_POD: &str = "at most one pod serves";
 const ANSWERED: &str = "what a living pod answered is kept";
+
+/// What needs a handoff, and is never reached without one.
+const OF_HANDOFFS: [&str; 5] = [
+    "a handoff ends well",
+    "a granted pod starts from the log",
+    "a refused source serves on",
+    "a target steps over the insurance",
+    "a target passes the server on",
+];
 
 /// Every state within the bounds keeps every property, and leads back to a served server without any further fault,
 /// message or request.
@@ -55,20 +81,46 @@ fn two_handoffs() {
 #[test]
 fn cleanup() {
     let stops = Bounds { stops: 1, cleanups: 2, doubles: 1, ..CLEANUP };
-    let without_handoff = [
-        "a handoff ends well",
-        "a granted pod starts from the log",
-        "a refused source serves on",
-        "a target steps over the insurance",
-        "a target passes the server on",
-    ];
-    holds("cleanup, stop, crash, double", stops, &without_handoff);
-    holds("cleanup, two crashes", Bounds { crashes: 2, ..CLEANUP }, &without_handoff);
+    holds("cleanup, stop, crash, double", stops, &OF_HANDOFFS);
+    holds("cleanup, two crashes", Bounds { crashes: 2, ..CLEANUP }, &OF_HANDOFFS);
     holds("cleanup, handoff, crash, double", Bounds { handoffs: 1, doubles: 1, ..CLEANUP }, &[]);
     if is_full() {
         holds("cleanups, handoff, crash, double", Bounds { handoffs: 1, doubles: 1, cleanups: 2, ..CLEANUP }, &[]);
         holds("cleanup, two handoffs", Bounds { handoffs: 2, crashes: 0, ..CLEANUP }, &[]);
     }
+}
+
+#[test]
+fn leases() {
+    holds("leases, leader change", Bounds { leaders: 1, ..LEASES }, &OF_HANDOFFS);
+    holds("lease, loss, restart", Bounds { losses: 1, restarts: 1, ..LEASE }, &OF_HANDOFFS);
+    holds("handoff, write, lease", Bounds { writes: 1, handoffs: 1, ..LEASE }, &[]);
+    holds("handoff, heartbeat, lease, leader change", Bounds { handoffs: 1, beats: 1, leaders: 1, ..LEASE }, &[]);
+    holds("handoff, lease, loss", Bounds { handoffs: 1, losses: 1, ..LEASE }, &[]);
+    holds("handoff, lease, crash", Bounds { handoffs: 1, crashes: 1, ..LEASE }, &[]);
+    if is_full() {
+        let owner = Bounds { writes: 1, syncs: 1, ..LEASES };
+        holds("leases, sync, leader change", Bounds { leaders: 1, ..owner }, &OF_HANDOFFS);
+    }
+}
+
+#[test]
+fn restarts() {
+    holds("handoff, restart", Bounds { handoffs: 1, restarts: 1, ..NONE }, &[]);
+    holds("handoff, lease, restart", Bounds { handoffs: 1, restarts: 1, ..LEASE }, &[]);
+    if is_full() {
+        let synced = Bounds { writes: 1, syncs: 1, restarts: 1, ..LEASE };
+        holds("handoff, sync, lease, restart", Bounds { handoffs: 1, ..synced }, &[]);
+    }
+}
+
+#[test]
+fn mistakes_about_leases_are_found() {
+    is_found(Mutation::NoHeartbeatRead, LEASES, ONE_POD);
+    is_found(Mutation::LateSuccess, LEASES, ONE_POD);
+    is_found(Mutation::OldLeaderAnswers, Bounds { leaders: 1, ..LEASES }, ONE_POD);
+    is_found(Mutation::AdoptFrozen, Bounds { handoffs: 1, restarts: 1, ..NONE }, ONE_POD);
+    is_found(Mutation::OldSilence, Bounds { handoffs: 1, ..LEASE }, ONE_POD);
 }
 
 /// Stateright's own search sees the same states and comes to the same verdict.
@@ -108,6 +160,7 @@ fn overwriting_is_found() {
 #[test]
 fn unsafe_cleanup_is_found() {
     is_found(Mutation::CleanupTooSoon, CLEANUP, ONE_POD);
+    is_found(Mutation::CleanupOfClaims, CLEANUP, ONE_POD);
     is_found(Mutation::CleanupPointedAt, CLEANUP, "the state is there");
     is_found(Mutation::CleanupPointedAt, Bounds { crashes: 2, ..CLEANUP }, "what was acknowledged is kept");
 }

@@ -23,8 +23,8 @@ use crate::wait::until;
 const AWAY: Duration = Duration::from_mins(1);
 /// What a pod may write here, before its kubelet evicts it, is in `prepare`; this is more (bytes).
 const TOO_MUCH: usize = 4 << 20;
-/// Kubelets look every 10 s whether a pod wrote too much.
-const EVICTED: Duration = Duration::from_mins(1);
+/// Kubelets count once a minute what pods wrote, and look every 10 s whether that is too much.
+const EVICTED: Duration = Duration::from_mins(2);
 
 /// Gives the pods a directory that they may fill.
 pub async fn prepare(rooms: &Rooms) -> Result<()> {
@@ -79,8 +79,10 @@ pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let hosts = rooms.processes(&pod)?.1;
     let host = hosts.first().context("no host")?;
-    let at = now();
     process::exhaust_memory(host.pid)?;
+    // It lives until it wants more.
+    until("the kernel kills the host", BACK, async || Ok((!process::is_there(host.pid)).then_some(()))).await?;
+    let at = now();
     let broken = Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name, at)].into() };
     recovered(rooms, &broken, BACK).await?;
     Ok(broken)
@@ -153,14 +155,36 @@ impl Drop for Cut {
     }
 }
 
-/// Its kubelet and all its pods are gone without a word, and come back when all is over.
-pub async fn node_lost(rooms: &Rooms) -> Result<Broken> {
-    // The node whose kubelet we know how to stop; the rooms' pods are spread over both.
-    const NODE: &str = "node1";
-    let lost: Vec<Pod> = rooms.view.pods().into_iter().filter(|pod| pod.node == NODE).collect();
-    ensure!(!lost.is_empty(), "no pod on {NODE}");
-    let operators = rooms.cluster.pods(SYSTEM, NODE).await?;
-    let kubelet = rooms.cluster.stop_process("kubelet1").await?;
+/// The agent sleeps for longer than its lease, with its host or without, and wakes when others serve what it had.
+pub async fn paused(rooms: &Rooms, with_host: bool) -> Result<Broken> {
+    let pod = fullest(rooms)?;
+    let (agent, mut hosts) = rooms.processes(&pod)?;
+    hosts.retain(|_| with_host);
+    hosts.push(agent);
+    let (at, pods) = (now(), vec![pod.name.clone()]);
+    let paused = process::pause(hosts)?;
+    // A host that sleeps too says only when it wakes that it served nothing: whether it did, the client knows.
+    let killed = if with_host { [(pod.name, at)].into() } else { Killed::new() };
+    let broken = Broken { at, pods, killed };
+    recovered(rooms, &broken, LEASE * 4).await?;
+    drop(paused);
+    rooms.ready_pods(usize::try_from(PODS)?).await?;
+    Ok(broken)
+}
+
+/// The nodes, and their kubelets' processes.
+const NODES: [(&str, &str); 2] = [("node0", "kubelet0"), ("node1", "kubelet1")];
+
+/// A kubelet and all pods of its node are gone without a word, and come back when all is over: of the node with the
+/// operator's leader, or of the other.
+pub async fn node_lost(rooms: &Rooms, with_leader: bool) -> Result<Broken> {
+    let leader = rooms.cluster.leader().await?;
+    let (node, kubelet) =
+        NODES.into_iter().find(|(node, _)| (leader.node == *node) == with_leader).context("no such node")?;
+    let lost: Vec<Pod> = rooms.view.pods().into_iter().filter(|pod| pod.node == node).collect();
+    ensure!(!lost.is_empty(), "no pod on {node}");
+    let operators = rooms.cluster.pods(SYSTEM, node).await?;
+    let kubelet = rooms.cluster.stop_process(kubelet).await?;
     let at = now();
     for pod in lost.iter().chain(&operators) {
         process::kill(&process::of_pod(&pod.uid)?)?;
@@ -187,6 +211,15 @@ pub async fn operator_killed(rooms: &Rooms) -> Result<Broken> {
     .await?;
     rooms.cluster.scale(SYSTEM, OPERATOR, 2).await?;
     Ok(Broken { at, pods: vec![pod.name], killed: Killed::new() })
+}
+
+/// Both replicas are replaced, one after the other, as by an upgrade.
+pub async fn operator_rolled(rooms: &Rooms) -> Result<Broken> {
+    let at = now();
+    rooms.cluster.restart(SYSTEM, OPERATOR).await?;
+    let ended = rooms.ledger.ends_since(at);
+    ensure!(ended == 0, "{ended} servers stopped while the operator was replaced");
+    Ok(Broken { at, ..Broken::default() })
 }
 
 async fn kill_operators(rooms: &Rooms) -> Result<()> {

@@ -3,25 +3,29 @@
 
 mod faults;
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use serde::Serialize;
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::cluster::{Cluster, Store};
 use crate::fault::Killed;
 use crate::figures::{self, Spread, Traffic};
+use crate::metrics::StoreOps;
 use crate::report::{self, Limit};
 use crate::rooms::{Rooms, room};
 
 const PODS: i32 = 3;
 const WRITES: u32 = 60;
 const STATE: usize = 4096;
+/// Of one pod to the store in a second.
+const REQUESTS: u32 = 1000;
 /// Servers come back by themselves within this, whatever broke, once it is mended.
 const BACK: Duration = Duration::from_mins(2);
 /// A fault that takes longer hangs.
@@ -73,18 +77,24 @@ const fn fault(
 const REPORTED: Option<Duration> = Some(Duration::from_secs(3));
 /// From a loss that nobody reports.
 const SILENT: Option<Duration> = Some(LEASE.saturating_add(Duration::from_secs(3)));
+/// The same where another replica must take over first, which counts anew: a Lease of 8 s, and the time to read all.
+const LEADERLESS: Option<Duration> = Some(LEASE.saturating_add(Duration::from_secs(12)));
 /// Where what is lost must be started first.
 const SLOW: Option<Duration> = Some(Duration::from_secs(40));
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 16] = [
     fault("host container killed", Part::Bounded, REPORTED, |rooms| faults::host_killed(rooms).boxed_local()),
     fault("agent container killed", Part::Bounded, REPORTED, |rooms| faults::agent_killed(rooms).boxed_local()),
     fault("out of memory", Part::All, REPORTED, |rooms| faults::out_of_memory(rooms).boxed_local()),
     fault("deleted with --force", Part::Bounded, SILENT, |rooms| faults::forced(rooms).boxed_local()),
     fault("evicted", Part::All, REPORTED, |rooms| faults::evicted(rooms).boxed_local()),
     fault("pod cut off, yet alive", Part::Bounded, SILENT, |rooms| faults::cut_off(rooms).boxed_local()),
-    fault("node lost", Part::Bounded, SILENT, |rooms| faults::node_lost(rooms).boxed_local()),
+    fault("agent paused", Part::Bounded, SILENT, |rooms| faults::paused(rooms, false).boxed_local()),
+    fault("agent and host paused", Part::All, SILENT, |rooms| faults::paused(rooms, true).boxed_local()),
+    fault("node lost", Part::Bounded, SILENT, |rooms| faults::node_lost(rooms, false).boxed_local()),
+    fault("node lost, and the leader", Part::All, LEADERLESS, |rooms| faults::node_lost(rooms, true).boxed_local()),
     fault("operator killed in mid-drain", Part::Bounded, SLOW, |rooms| faults::operator_killed(rooms).boxed_local()),
+    fault("operator rolled", Part::Bounded, None, |rooms| faults::operator_rolled(rooms).boxed_local()),
     fault("API server away for 60 s", Part::All, None, |rooms| faults::api_server_stopped(rooms).boxed_local()),
     fault("store away for 60 s", Part::All, None, |rooms| faults::store_stopped(rooms).boxed_local()),
     fault("rollout without the store", Part::All, SLOW, |rooms| faults::rollout_without_store(rooms).boxed_local()),
@@ -106,6 +116,8 @@ pub struct Row {
     pub acked_lost: u64,
     /// From the fault until each server that it stopped was served again, by the ledger.
     pub recovery_ms: Spread,
+    /// The most requests of any second that the store answered.
+    pub store_ops_peak: f64,
     /// All requests, while it was broken and before and after.
     pub requests: usize,
     /// Status 400 or more, a broken connection, or no answer in five seconds.
@@ -118,7 +130,8 @@ pub struct Row {
 /// `target/figures/chaos.json`. Fails if something was served twice or lost, or did not come back.
 pub async fn run(servers: usize, part: Part, only: &str) -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
-    let rooms = Rooms::start(&cluster, "chaos", PODS, json!({})).await?;
+    let pool = json!({ "store": { "s3": { "maxRequestsPerSecond": REQUESTS } } });
+    let rooms = Rooms::start(&cluster, "chaos", PODS, pool).await?;
     faults::prepare(&rooms).await?;
     rooms.create(servers, STATE).await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
@@ -141,9 +154,17 @@ impl Fault {
         rooms.all_running(servers, BACK).await?;
         let load = rooms.load(servers, WRITES).await?;
         sleep(MARGIN).await;
-        let broken = (self.run)(rooms).await?;
-        rooms.all_running(servers, BACK).await?;
-        sleep(MARGIN).await;
+        let mut peak = 0.0;
+        let struck = async {
+            let broken = (self.run)(rooms).await?;
+            rooms.all_running(servers, BACK).await?;
+            sleep(MARGIN).await;
+            anyhow::Ok(broken)
+        };
+        let broken = tokio::select! {
+            broken = struck => broken?,
+            never = watch_store(rooms, &mut peak) => match never {},
+        };
         let seen = load.stop().await?;
         report::failures(&seen.failures);
         let overlaps = rooms.ledger.overlaps(&broken.killed).await;
@@ -151,6 +172,7 @@ impl Fault {
             println!("  {overlap:?}");
         }
         let struck = rooms.ledger.recoveries(broken.at, &broken.pods);
+        rooms.ledger.close(&broken.killed);
         let recovered: Vec<u64> = struck.iter().copied().flatten().collect();
         ensure!(recovered.len() == struck.len(), "{} servers never came back", struck.len() - recovered.len());
         each_is_served_once(rooms, servers).await?;
@@ -162,6 +184,7 @@ impl Fault {
             double_served: figures::double_served(&seen.answers) + overlaps.len(),
             acked_lost: figures::lost(&seen.answers).acked,
             recovery_ms: Spread::of(recovered),
+            store_ops_peak: peak,
             requests,
             failed_requests: failed,
             slow_requests: slow,
@@ -175,6 +198,8 @@ impl Fault {
             Limit::count(&name("answers of two owners at once"), row.double_served as f64, 0.0),
             Limit::count(&name("acknowledged writes lost"), row.acked_lost as f64, 0.0),
         ];
+        let ceiling = f64::from(PODS) * f64::from(REQUESTS);
+        limits.push(Limit::count(&name("most requests of a second to the store"), row.store_ops_peak, ceiling));
         limits.push(match self.limit {
             None => Limit::count(&name("servers that stopped"), row.struck as f64, 0.0),
             Some(limit) => {
@@ -182,6 +207,23 @@ impl Fault {
             }
         });
         limits
+    }
+}
+
+/// Notes the most requests of a second, for ever.
+async fn watch_store(rooms: &Rooms, peak: &mut f64) -> Infallible {
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before: Option<(Instant, StoreOps)> = None;
+    loop {
+        seconds.tick().await;
+        // A store that is stopped answers nobody, and counts from zero when it is back.
+        let now = StoreOps::count(rooms.cluster.store.metrics).await.ok().map(|count| (Instant::now(), count));
+        if let (Some((at, earlier)), Some((now, later))) = (before, now) {
+            let since = now - at;
+            *peak = peak.max((later - earlier).total() / since.as_secs_f64());
+        }
+        before = now;
     }
 }
 

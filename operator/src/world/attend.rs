@@ -137,8 +137,11 @@ impl World {
             max_of_type: resolved.and_then(|resolved| resolved.max_of_type_per_pod),
         };
         let avoid = &server.ownership.avoid;
-        let chosen = choose(places.pods.iter().filter(|pod| !avoid.contains(&pod.pod)), &need)
-            .or_else(|| choose(places.pods.iter(), &need));
+        let home = server.ownership.home();
+        let chosen =
+            choose(places.pods.iter().filter(|pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod)), &need)
+                .or_else(|| choose(places.pods.iter().filter(|pod| !avoid.contains(&pod.pod)), &need))
+                .or_else(|| choose(places.pods.iter(), &need));
         match chosen.map(|facts| facts.pod.clone()) {
             None => {
                 let why = no_pod(server, &places.pods, &need);

@@ -31,6 +31,7 @@ pub use report::POD_UID_LABEL;
 
 use crate::{
     alarms::Budget,
+    crashes::Masses,
     directory::Changes,
     drains::Drain,
     model::{Effect, Event, HandoffObject, Key, Kind, Now, PoolObject, SessionId},
@@ -111,6 +112,8 @@ pub struct Pool {
     status: BTreeSet<ServerUid>,
     status_since: Option<Instant>,
     own_status: Option<DurableServerPoolStatus>,
+    /// When hosts crashed.
+    crashes: Masses,
     /// The problem that people were last told of, and when.
     alarmed: Option<(Reason, Instant)>,
 }

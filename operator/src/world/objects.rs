@@ -66,6 +66,9 @@ impl World {
         let pool = Key::new(object.id.namespace.clone(), object.spec.pool.clone());
         let spec_json = serde_json::to_string(&object.spec).unwrap_or_default();
         if let Some(server) = self.servers.get_mut(&uid) {
+            if server.generation != object.generation {
+                server.ownership.edited();
+            }
             let changed = server.generation != object.generation
                 || server.deleting != object.deleting
                 || server.finalizers != object.finalizers;

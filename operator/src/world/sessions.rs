@@ -264,6 +264,9 @@ impl World {
         if changed != Some(true) {
             return;
         }
+        if how == How::Crashed {
+            self.crashed(&uid, pod, now.mono);
+        }
         if let Some(server) = self.servers.get_mut(&uid) {
             server.state_version = Some(gone.state_version).filter(|v| *v > 0).or(server.state_version);
             server.sequence = server.sequence.max(gone.sequence);
@@ -280,6 +283,15 @@ impl World {
             }
         }
         self.mark(&uid, now.mono);
+    }
+
+    fn crashed(&mut self, uid: &ServerUid, pod: &PodUid, now: Instant) {
+        let Some(key) = self.servers.get(uid).map(|server| server.pool.clone()) else { return };
+        let pool = self.pool_mut(&key);
+        let pods = pool.pods.len();
+        if !pool.crashes.add(pod, pods, now) {
+            self.change(uid, now, |ownership| ownership.crashed(now));
+        }
     }
 
     fn assign_failed(&mut self, pod: &PodUid, failed: &AssignFailed, now: Instant) {

@@ -63,6 +63,17 @@ impl World {
         true
     }
 
+    /// As a crash, but nobody knows.
+    pub(super) fn lose(&mut self, pod: Pod) -> bool {
+        let lease = self.agent(pod).lease;
+        if let Some(append) = self.agent(pod).append {
+            self.keep_late(append.record);
+        }
+        *self.agent_mut(pod) = Agent { lost: true, lease, ..Agent::DOWN };
+        self.left.losses -= 1;
+        true
+    }
+
     pub(super) fn hand_off(&mut self, rules: Rules, from: Pod, to: Pod) -> bool {
         let agent = self.agent(from);
         let (Host::Active(_), Some(term)) = (agent.host, agent.term) else { return false };
@@ -87,12 +98,15 @@ impl World {
         let grant = Sequence(stream.grant.into());
         let take = |world: &mut Self, event| world.take(to, handoff, event);
         let give = |world: &mut Self, event| world.give(rules, from, handoff, event);
+        if self.agent(if message.to_target() { to } else { from }).lease.is_over() {
+            return false;
+        }
         match message {
             Message::Offer => self.offered(to, handoff),
             Message::Warm => self.warm(to, handoff, warm, starts),
             Message::Final => take(self, target::Event::Final { grant, last: stream.last() }),
             Message::Cancel => take(self, target::Event::PeerLost),
-            Message::Accept => give(self, source::Event::Accepted(to.writer())),
+            Message::Accept => give(self, source::Event::Accepted(to.writer(stream.generation))),
             Message::Reject => give(self, source::Event::Rejected(String::new())),
             Message::Ready => give(self, source::Event::Ready),
             Message::Activated => give(self, source::Event::Activated),
@@ -109,6 +123,8 @@ impl World {
         }
         let (machine, actions) = Target::accept(NOW, Duration::ZERO, Duration::ZERO);
         agent.taking = Some(Box::new(Taking { handoff, machine }));
+        let generation = agent.lease.generation;
+        self.stream_mut(handoff).generation = generation;
         self.stream_mut(handoff).drop(Message::Offer);
         for action in actions {
             self.target_does(to, handoff, action);
@@ -286,6 +302,8 @@ impl World {
             Action::Activate(last) => self.agent_mut(pod).call = Some(Call::Activate(content(&last))),
             Action::Serve => {
                 self.agent_mut(pod).open = true;
+                // From here on nothing that happens to the source can take the state from this pod.
+                self.seen.answered[pod as usize] |= self.agent(pod).serves().unwrap_or_default();
                 self.witness_term(self.stream(handoff).epoch + 1, pod);
                 self.stream_mut(handoff).send(Message::Activated);
             }
@@ -349,6 +367,7 @@ impl World {
         for handoff in (1..).take(self.streams.len()) {
             self.forget_messages(handoff);
         }
+        self.forget_beats();
         // Without deletions a taken key stays taken.
         if self.left.cleanups == 0 && !rules.mutated(Mutation::Overwrite) {
             let log = &self.log;

@@ -11,16 +11,24 @@
 //!   doubled and reordered messages are all orders of deliveries.
 //! - *Time.* All limits are zero, so a Tick is due whenever it is chosen: any timer may fire at any moment.
 //! - *Host.* A verb takes effect some time after it is called, and its answer may be lost. What it has is lost with
-//!   its agent's: a crash is the end of the pod, which the operator then knows.
-//! - *Operator.* Assigns to any agent, at any time, with any grounds that it ever had; grounds never cease to hold.
+//!   its agent's: a crash is the end of the pod, which the operator then knows, a loss one that it does not know. A restart is
+//!   that of the agent alone.
+//! - *Operator.* Decides by one reading of all that it knows, as soon as it can; what it decided reaches any agent, any
+//!   number of times, at any later time.
+//! - *Leases.* A heartbeat's lease ends whenever that is chosen, but at its agent (and in its host, by itself) before the
+//!   operator may take the pod for silent: that order is the one thing that clocks are good for. An agent sleeps by not
+//!   being chosen. Heartbeats go by the session or the store; another leader may follow at any time.
 //! - *State.* The set of client writes in it, one bit each, so that two histories never look alike.
 
 mod agent;
 pub mod graph;
+mod lease;
 mod operator;
 mod rules;
 mod store;
 mod world;
 
+pub use lease::Beat;
+pub use operator::{Grounds, Order};
 pub use rules::{Act, Bounds, Mutation, Rules};
 pub use world::{Pod, World};

@@ -3,8 +3,9 @@
 use stateright::{Model, Property};
 
 use super::{
-    operator::assignments,
-    world::{Agent, Append, Kind, Message, Pod, Purpose, World, Writes},
+    lease::Signs,
+    operator::Order,
+    world::{Agent, Append, Call, Kind, Message, Pod, Purpose, World, Writes},
 };
 
 /// How often each kind of thing may happen. What is not bounded here is bounded by these.
@@ -24,6 +25,16 @@ pub struct Bounds {
     pub cleanups: u8,
     /// Creates that land a second time after their agent has its answer; needs `cleanups` to matter.
     pub doubles: u8,
+    /// Heartbeats besides the first of each generation.
+    pub beats: u8,
+    /// Leases of living agents' heartbeats that end.
+    pub expiries: u8,
+    /// Changes of the leader.
+    pub leaders: u8,
+    /// Agents that are restarted beside a living host.
+    pub restarts: u8,
+    /// Pods that end without a word and are not reported terminated either.
+    pub losses: u8,
 }
 
 /// A mistake put in on purpose, to see that it is found.
@@ -37,6 +48,8 @@ pub enum Mutation {
     Overwrite,
     /// Cleanup does not wait until no create of a deleted key can be on its way.
     CleanupTooSoon,
+    /// Cleanup takes old claims for worthless: they bear no state.
+    CleanupOfClaims,
     /// Cleanup deletes what the newest record points at.
     CleanupPointedAt,
     /// The source keeps to itself that it will never serve again.
@@ -53,6 +66,16 @@ pub enum Mutation {
     AnyEpoch,
     /// An assignment counts over a Grant whose pod it does not name.
     AnyGrantee,
+    /// A claim from a silent owner does not look for heartbeats in the store.
+    NoHeartbeatRead,
+    /// An agent does not look at the clock before it takes up an answer.
+    LateSuccess,
+    /// An operator that leads no more goes on answering heartbeats.
+    OldLeaderAnswers,
+    /// A restarted agent has a frozen server serve on.
+    AdoptFrozen,
+    /// The operator puts together grounds that did not hold at once: a granted pod was silent once, and has begun anew.
+    OldSilence,
 }
 
 /// One step of the world.
@@ -127,15 +150,36 @@ pub enum Act {
     Late(u8),
     /// A create that nobody waits for is lost for good.
     Lapse(u8),
-    /// An assignment arrives that supersedes this epoch and names this grantee.
+    /// An assignment arrives.
     Assign {
         /// Who gets it.
         to: Pod,
-        /// The epoch that is over.
-        epoch: u8,
-        /// The granted pod that is over too.
-        grantee: Option<Pod>,
+        /// What it says.
+        order: Order,
     },
+    /// A heartbeat reaches the leader.
+    Beat(Pod),
+    /// A heartbeat reaches a leader that is none any more, and is answered by mistake.
+    BeatToOldLeader(Pod),
+    /// A heartbeat is in the store.
+    BeatInStore {
+        /// Whose.
+        pod: Pod,
+        /// It knows.
+        heard: bool,
+    },
+    /// The leader's answer reaches the agent.
+    Answered(Pod),
+    /// The lease of one more heartbeat is over.
+    Expire(Pod),
+    /// Another replica leads.
+    Follow,
+    /// An agent whose lease is over looks at the clock.
+    Fence(Pod),
+    /// The agent is restarted, its host is not.
+    Restart(Pod),
+    /// The pod is gone, and nobody knows.
+    Lose(Pod),
     /// The owner deletes a record.
     Cleanup {
         /// The owner.
@@ -158,6 +202,8 @@ impl Act {
                 | Self::Stopped(_)
                 | Self::Create(_)
                 | Self::Assign { .. }
+                | Self::Expire(_)
+                | Self::Fence(_)
         )
     }
 }
@@ -188,16 +234,30 @@ impl Rules {
     /// What one pod may do or meet, roughly: [`Self::apply`] decides.
     fn pod_actions(self, world: &World, pod: Pod, actions: &mut Vec<Act>) {
         let agent = world.agent(pod);
-        if world.left.crashes > 0 {
-            actions.push(Act::Crash(pod));
+        let left = &world.left;
+        actions.extend((left.crashes > 0).then_some(Act::Crash(pod)));
+        actions.extend((left.losses > 0).then_some(Act::Lose(pod)));
+        if agent.lease.is_over() {
+            actions.push(Act::Fence(pod));
+            actions.extend(agent.append.map(|_| Act::CreateUnheard(pod)));
+            actions.extend(self.mutated(Mutation::LateSuccess).then_some(Act::Answered(pod)));
+            return;
+        }
+        actions.extend(agent.lease.has_news().then_some(Act::Answered(pod)));
+        actions.extend((left.restarts > 0).then_some(Act::Restart(pod)));
+        if left.beats > 0 && agent.is_busy() && world.leases_end() {
+            actions.extend([true, false].map(|heard| Act::BeatInStore { pod, heard }));
+            actions.push(Act::Beat(pod));
+            actions.extend(self.mutated(Mutation::OldLeaderAnswers).then_some(Act::BeatToOldLeader(pod)));
         }
         if world.left.writes > 0 && agent.open && agent.serves().is_some() {
             actions.push(Act::Write(pod));
         }
-        if agent.call.is_some() {
-            actions.extend([Act::Frozen(pod), Act::FrozenUnheard(pod)]);
-            actions.extend([Act::Activated(pod), Act::ActivatedUnheard(pod)]);
-            actions.extend([Act::Stopped(pod), Act::StopFailed(pod)]);
+        match agent.call {
+            Some(Call::Freeze { .. }) => actions.extend([Act::Frozen(pod), Act::FrozenUnheard(pod)]),
+            Some(Call::Activate(_)) => actions.extend([Act::Activated(pod), Act::ActivatedUnheard(pod)]),
+            Some(Call::Stop) => actions.extend([Act::Stopped(pod), Act::StopFailed(pod)]),
+            None => {}
         }
         if agent.append.is_some() {
             actions.extend([Act::Create(pod), Act::CreateUnheard(pod), Act::StoreDown(pod)]);
@@ -213,7 +273,7 @@ impl Rules {
             actions.push(Act::ActivateFailed(pod));
         }
         if agent.is_free() {
-            assignments(world, pod, actions);
+            actions.extend(world.orders.iter().map(|order| Act::Assign { to: pod, order: *order }));
         }
         if agent.open && agent.term.is_some() {
             self.owner_actions(world, pod, actions);
@@ -221,10 +281,13 @@ impl Rules {
     }
 
     fn owner_actions(self, world: &World, pod: Pod, actions: &mut Vec<Act>) {
-        actions.extend([Act::Sync(pod), Act::StopServer(pod)]);
-        // B and C are alike until one of them is chosen.
-        let others = if world.streams.is_empty() && pod == Pod::A { &Pod::ALL[1..2] } else { &Pod::ALL[..] };
-        actions.extend(others.iter().filter(|to| **to != pod).map(|to| Act::HandOff { from: pod, to: *to }));
+        actions.extend((world.left.syncs > 0).then_some(Act::Sync(pod)));
+        actions.extend((world.left.stops > 0).then_some(Act::StopServer(pod)));
+        if world.left.handoffs > 0 {
+            // B and C are alike until one of them is chosen.
+            let others = if world.streams.is_empty() && pod == Pod::A { &Pod::ALL[1..2] } else { &Pod::ALL[..] };
+            actions.extend(others.iter().filter(|to| **to != pod).map(|to| Act::HandOff { from: pod, to: *to }));
+        }
         if world.left.cleanups > 0 {
             let deletable = world.deletable(self);
             actions.extend(deletable.into_iter().map(|sequence| Act::Cleanup { by: pod, sequence }));
@@ -256,7 +319,16 @@ impl Rules {
             Act::StoreDown(pod) => world.store_down(self, pod),
             Act::Late(index) => world.land_late(self, index),
             Act::Lapse(index) => world.lapse(index),
-            Act::Assign { to, epoch, grantee } => world.assign(self, to, epoch, grantee),
+            Act::Assign { to, order } => world.assign(self, to, order),
+            Act::Beat(pod) => world.beat(pod),
+            Act::BeatToOldLeader(pod) => world.beat_to_old_leader(pod),
+            Act::BeatInStore { pod, heard } => world.beat_in_store(pod, heard),
+            Act::Answered(pod) => world.answered(self, pod),
+            Act::Expire(pod) => world.expire(pod),
+            Act::Follow => world.follow(),
+            Act::Fence(pod) => world.fence(pod),
+            Act::Restart(pod) => world.restart(self, pod),
+            Act::Lose(pod) => world.lose(pod),
             Act::Cleanup { sequence, .. } => world.clean_up(sequence),
         }
     }
@@ -271,10 +343,19 @@ impl Model for Rules {
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Act>) {
-        for pod in Pod::ALL {
-            if world.agent(pod).up {
+        for pod in world.different_pods().iter().copied() {
+            let agent = world.agent(pod);
+            if agent.up {
                 self.pod_actions(world, pod, actions);
             }
+            // The lease of one that does nothing changes nothing.
+            if agent.lost || (agent.is_busy() && world.left.expiries > 0) {
+                actions.push(Act::Expire(pod));
+            }
+        }
+        let ended = |agent: &Agent| agent.lost || agent.lease.has_ended_one();
+        if world.left.leaders > 0 && (world.leases_end() || world.agents.iter().any(ended)) {
+            actions.push(Act::Follow);
         }
         for (handoff, stream) in (1..).zip(&world.streams) {
             let sent = Message::ALL.into_iter().filter(|message| stream.has(*message));
@@ -294,6 +375,8 @@ impl Model for Rules {
     fn next_state(&self, world: &World, act: Act) -> Option<World> {
         let mut next = world.clone();
         self.apply(&mut next, act).then(|| {
+            next.take_inventories(*self);
+            next.give_orders(*self);
             next.forget_the_dead(*self);
             next
         })
@@ -341,6 +424,17 @@ fn has(state: Writes, writes: Writes) -> bool {
 }
 
 impl World {
+    /// Without handoffs, B and C are alike until something happens to one of them: what C does then, B does as well.
+    fn different_pods(&self) -> &'static [Pod] {
+        let Signs { heard, before, stored, .. } = &self.signs;
+        let signs = |pod: usize| (heard[pod], before[pod], stored[pod]);
+        let of_a = self.seen.owners.iter().all(|(_, owner)| *owner == Pod::A)
+            && self.late.iter().all(|record| record.writer == Pod::A);
+        let alike = of_a && self.agents[1] == self.agents[2] && signs(1) == signs(2);
+        let without_handoffs = self.left.handoffs == 0 && self.streams.is_empty();
+        &Pod::ALL[..if alike && without_handoffs { 2 } else { 3 }]
+    }
+
     fn serving(&self) -> impl Iterator<Item = Writes> + '_ {
         self.agents.iter().filter_map(Agent::serves)
     }

@@ -24,7 +24,8 @@ impl World {
             Purpose::Release | Purpose::First { release: true, .. } => Kind::Release,
             Purpose::Claim => Kind::Claim,
             Purpose::Grant { handoff } | Purpose::Insure { handoff } => {
-                Kind::Grant { to: self.stream(handoff).to, handoff }
+                let stream = self.stream(handoff);
+                Kind::Grant { to: stream.to, generation: stream.generation, handoff }
             }
         };
         let record = Record {
@@ -32,6 +33,7 @@ impl World {
             epoch: after.epoch,
             kind,
             writer: pod,
+            generation: self.agent(pod).lease.generation,
             nonce: 0,
             state_at: if state.is_some() { sequence } else { after.state_at },
             body: state.unwrap_or_default(),
@@ -132,7 +134,11 @@ impl World {
             Purpose::Insure { handoff } => {
                 self.advance(pod, &record);
                 self.seen.acknowledged |= record.body;
-                self.give(rules, pod, handoff, source::Event::Insured(sequence));
+                let known = self.give(rules, pod, handoff, source::Event::Insured(sequence));
+                // What an agent that began anew had left is done with; one that was refused serves on.
+                if !known && self.agent(pod).giving.is_none() && matches!(self.agent(pod).host, Host::Frozen(_)) {
+                    self.discard(pod);
+                }
             }
             Purpose::First { handoff, release } => {
                 self.seen.acknowledged |= record.body;
@@ -237,7 +243,9 @@ impl World {
         }
         let appends = self.agents.iter().filter_map(|agent| agent.append.map(|append| append.record));
         let met = appends.chain(self.late.iter().copied()).any(|create| create.sequence == sequence);
-        let young = met && !rules.mutated(Mutation::CleanupTooSoon);
+        let is_claim = self.record(sequence).is_some_and(|record| record.kind == Kind::Claim);
+        let too_soon = rules.mutated(Mutation::CleanupTooSoon);
+        let young = met && !too_soon && !(is_claim && rules.mutated(Mutation::CleanupOfClaims));
         Some(if young { Duration::ZERO } else { RETENTION.terms })
     }
 

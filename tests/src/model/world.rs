@@ -7,7 +7,11 @@ use handoff::{
     target::Target,
 };
 
-use super::rules::Bounds;
+use super::{
+    lease::{Lease, Signs},
+    operator::Order,
+    rules::Bounds,
+};
 
 /// A server's state: the set of the client writes in it.
 pub type Writes = u8;
@@ -31,8 +35,8 @@ impl Pod {
         PodUid(format!("{self:?}"))
     }
 
-    pub(super) fn writer(self) -> Writer {
-        Writer { pod: self.uid(), generation: Generation(1) }
+    pub(super) fn writer(self, generation: u8) -> Writer {
+        Writer { pod: self.uid(), generation: Generation(generation.into()) }
     }
 }
 
@@ -40,7 +44,7 @@ impl Pod {
 pub(super) enum Kind {
     Claim,
     Snapshot,
-    Grant { to: Pod, handoff: u8 },
+    Grant { to: Pod, generation: u8, handoff: u8 },
     Release,
 }
 
@@ -51,6 +55,7 @@ pub(super) struct Record {
     pub epoch: u8,
     pub kind: Kind,
     pub writer: Pod,
+    pub generation: u8,
     pub nonce: u64,
     pub state_at: u8,
     pub body: Writes,
@@ -65,8 +70,8 @@ impl Record {
         let kind = match self.kind {
             Kind::Claim => log::Kind::Claim,
             Kind::Snapshot => log::Kind::Snapshot,
-            Kind::Grant { to, handoff } => {
-                log::Kind::Grant(Grantee { to: to.writer(), handoff: HandoffId(handoff.into()) })
+            Kind::Grant { to, generation, handoff } => {
+                log::Kind::Grant(Grantee { to: to.writer(generation), handoff: HandoffId(handoff.into()) })
             }
             Kind::Release => log::Kind::Release,
         };
@@ -74,7 +79,7 @@ impl Record {
             sequence: Sequence(self.sequence.into()),
             epoch: Epoch(self.epoch.into()),
             kind,
-            writer: self.writer.writer(),
+            writer: self.writer.writer(self.generation),
             nonce: self.nonce,
             state_at: Sequence(self.state_at.into()),
             state_version: 0,
@@ -123,7 +128,7 @@ impl Append {
 
     /// Where it was begun and what for tells it from every other append of any agent.
     pub fn number(mut self) -> Self {
-        let Record { sequence, epoch, writer, .. } = self.record;
+        let Record { sequence, epoch, writer, generation, .. } = self.record;
         let (purpose, handoff) = match self.purpose {
             Purpose::Sync => (0, 0),
             Purpose::Release => (1, 0),
@@ -133,7 +138,7 @@ impl Append {
             Purpose::Claim => (6, 0),
             Purpose::ServeGrant { handoff } => (7, handoff),
         };
-        let parts = [purpose, handoff.into(), sequence.into(), epoch.into(), writer as u64];
+        let parts = [purpose, handoff.into(), sequence.into(), epoch.into(), generation.into(), writer as u64];
         self.record.nonce = parts.iter().fold(1, |number, part| number << 8 | part);
         self
     }
@@ -192,6 +197,9 @@ pub(super) struct Taking {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Agent {
     pub up: bool,
+    /// Gone, and nobody knows.
+    pub lost: bool,
+    pub lease: Lease,
     pub host: Host,
     pub call: Option<Call>,
     /// Requests are passed to the host.
@@ -207,6 +215,8 @@ pub(super) struct Agent {
 impl Agent {
     pub const IDLE: Self = Self {
         up: true,
+        lost: false,
+        lease: Lease::FIRST,
         host: Host::Absent,
         call: None,
         open: false,
@@ -229,6 +239,12 @@ impl Agent {
     /// The handoff that it receives, unless that is over.
     pub fn taking(&self) -> Option<&Target<Writes>> {
         self.taking.as_ref().map(|taking| &taking.machine).filter(|machine| !machine.is_ended())
+    }
+
+    /// Has the server, or something under way that may bring it here.
+    pub fn is_busy(&self) -> bool {
+        self.up
+            && (self.host != Host::Absent || self.term.is_some() || self.append.is_some() || self.taking().is_some())
     }
 
     /// Neither owns the server nor has anything under way that may make it the owner, but for a handoff's standby.
@@ -296,6 +312,8 @@ pub(super) struct Stream {
     pub to: Pod,
     pub epoch: u8,
     sent: u16,
+    /// Under which the target took it.
+    pub generation: u8,
     pub warm: Writes,
     pub grant: u8,
     pub last: Last,
@@ -303,7 +321,7 @@ pub(super) struct Stream {
 
 impl Stream {
     pub fn new(from: Pod, to: Pod, epoch: u8) -> Self {
-        Self { from, to, epoch, sent: 0, warm: 0, grant: 0, last: Last::State(0) }
+        Self { from, to, epoch, sent: 0, generation: 0, warm: 0, grant: 0, last: Last::State(0) }
     }
 
     pub fn send(&mut self, message: Message) {
@@ -371,13 +389,25 @@ pub struct World {
     pub(super) late: Vec<Record>,
     pub(super) agents: [Agent; 3],
     pub(super) streams: Vec<Stream>,
+    pub(super) signs: Signs,
+    /// Assignments that may arrive.
+    pub(super) orders: Vec<Order>,
     pub(super) seen: Witness,
     pub(super) left: Bounds,
 }
 
 impl World {
     pub(super) fn new(bounds: Bounds) -> Self {
-        let claim = Record { sequence: 1, epoch: 1, kind: Kind::Claim, writer: Pod::A, nonce: 1, state_at: 0, body: 0 };
+        let claim = Record {
+            sequence: 1,
+            epoch: 1,
+            kind: Kind::Claim,
+            writer: Pod::A,
+            generation: 1,
+            nonce: 1,
+            state_at: 0,
+            body: 0,
+        };
         let term = Term { epoch: 1, tail: 1, state_at: 0, synced: 0, granted: 0 };
         let owner = Agent { host: Host::Active(0), open: true, term: Some(term), ..Agent::IDLE };
         Self {
@@ -385,6 +415,8 @@ impl World {
             late: Vec::new(),
             agents: [owner, Agent::IDLE, Agent::IDLE],
             streams: Vec::new(),
+            signs: Signs::default(),
+            orders: Vec::new(),
             seen: Witness { owners: vec![(1, Pod::A)], ..Witness::default() },
             left: bounds,
         }

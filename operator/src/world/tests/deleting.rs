@@ -138,15 +138,19 @@ fn a_store_that_is_gone_keeps_a_resource_for_two_minutes_and_says_what_stays() {
 }
 
 #[test]
-fn a_silent_owner_keeps_a_resource_no_longer_than_that() {
+fn a_silent_owner_keeps_a_resource_for_a_lease() {
     let mut story = Story::with_pods(&[1, 2]);
     story.server(1, json!({}));
     story.says(1, from_agent::Body::Held(held(1, 3)));
     story.event(Event::Closed(SessionId(1)));
     delete(&mut story, "Retain");
-    story.pass(119_000);
+    story.pass(14_000);
     assert_eq!((let_go(&story), burials(&mut story)), (0, vec![]), "its pod may serve it still");
     story.pass(2_000);
+    let asked = burials(&mut story);
+    assert_eq!(asked.len(), 1);
+    assert!(asked[0].1.assign.as_ref().unwrap().superseded_silent.is_some(), "whoever closes the log must look");
+    answer(&mut story, &asked[0], Why::Deleted);
     assert_eq!(let_go(&story), 1);
 }
 

@@ -1,5 +1,6 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
+mod crashing;
 mod deleting;
 mod leases;
 mod letting_in;
