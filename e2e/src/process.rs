@@ -7,7 +7,6 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 const MOST_OF_A_POD: usize = 4;
-const PAGE: u64 = 4096;
 
 /// A process of some pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,32 +56,6 @@ pub fn peak_memory(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("a process without VmHWM")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
-}
-
-/// Whether a process has not ended.
-#[must_use]
-pub fn is_there(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-/// Leaves a process no memory but what it has, so that the kernel kills it.
-pub fn exhaust_memory(pid: u32) -> Result<()> {
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let of = |controller: &str| {
-        groups.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            (fields.next() == Some(controller)).then(|| fields.next().unwrap_or_default().to_owned())
-        })
-    };
-    let write = |file: String, bytes: &str| fs::write(&file, bytes).with_context(|| format!("{bytes} to {file}"));
-    if let Some(group) = of("memory") {
-        // Less than it has is refused: as little more as can be.
-        let directory = format!("/sys/fs/cgroup/memory{group}");
-        let usage: u64 = fs::read_to_string(format!("{directory}/memory.usage_in_bytes"))?.trim().parse()?;
-        return write(format!("{directory}/memory.limit_in_bytes"), &(usage + PAGE).to_string());
-    }
-    let group = of("").context("a process in no group")?;
-    write(format!("/sys/fs/cgroup{group}/memory.max"), "1048576")
 }
 
 /// Ends these at once, as a crash of their machine would.

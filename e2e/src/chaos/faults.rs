@@ -74,20 +74,6 @@ pub async fn agent_killed(rooms: &Rooms) -> Result<Broken> {
     Ok(Broken { killed: Killed::new(), ..broken })
 }
 
-/// Leaves the host no memory, so that the kernel kills it.
-pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
-    let pod = fullest(rooms)?;
-    let hosts = rooms.processes(&pod)?.1;
-    let host = hosts.first().context("no host")?;
-    process::exhaust_memory(host.pid)?;
-    // It lives until it wants more.
-    until("the kernel kills the host", BACK, async || Ok((!process::is_there(host.pid)).then_some(()))).await?;
-    let at = now();
-    let broken = Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name, at)].into() };
-    recovered(rooms, &broken, BACK).await?;
-    Ok(broken)
-}
-
 pub async fn forced(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let pods: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);

@@ -276,10 +276,11 @@ impl World {
         self.budget.forget(now.mono);
         self.cluster.over.retain(|pod, since| owned.contains_key(pod) || now.mono - *since < REMEMBER);
         let (pods, sessions) = (&self.cluster.pods, &self.cluster.sessions);
-        // Once its time is over by its own count; if it is asked about later, everything in the store counts.
+        // Long after its time is over. A pod that only a Grant names is none of these, and while nothing is remembered of it, any
+        // heartbeat in the store makes it seem alive, again and again.
         self.cluster.heard.retain(|pod, heard| {
             let known = pods.contains_key(pod) || sessions.contains_key(pod) || owned.contains_key(pod);
-            known || !heard.is_silent(Instant::default(), Duration::ZERO, now.mono)
+            known || !heard.is_silent(Instant::default(), REMEMBER, now.mono)
         });
         // The watch may show an older status of its Handoff for a while.
         let recent = |told: Instant| now.mono - told < TOLD;

@@ -140,3 +140,25 @@ fn a_grantee_of_a_silent_owner_is_asked_and_looks_too() {
     let assigns = story.assigns();
     assert_eq!((assigns[0].0, assigns[0].1.superseded_silent), (grantee, Some(beat(5))));
 }
+
+/// A leader that followed never heard of the pod that a Grant names, and its object is gone.
+#[test]
+fn a_granted_pod_that_is_gone_is_believed_alive_only_for_a_lease_after_its_last_heartbeat() {
+    let mut story = Story::with_pods(&[1, 2]);
+    story.pass(LEASE);
+    story.server(1, owned(1, 3));
+    story.says(1, from_agent::Body::Held(held(1, 3)));
+    let mut disclaimed = Gone { server: Some(reference(1)), epoch: 3, how: How::Disclaimed.into(), ..Gone::default() };
+    disclaimed.grantee_pod_uid = "pod-9".into();
+    story.assigns();
+    story.says(1, from_agent::Body::Gone(disclaimed));
+    story.pass(500);
+    let (to, assign) = story.assigns().into_iter().next().unwrap();
+    assert_eq!(assign.grantee_silent, Some(Heartbeat { generation: 0, counter: 0 }), "never heard of");
+    let found = AssignFailed { alive: Some(beat(13)), alive_pod_uid: "pod-9".into(), ..failed(&assign, Why::Alive) };
+    story.says(to, from_agent::Body::AssignFailed(found));
+    story.pass(LEASE - 1_000);
+    assert_eq!(story.assigns(), [], "it may serve");
+    story.pass(4_000);
+    assert_eq!(story.assigns().first().and_then(|(_, assign)| assign.grantee_silent), Some(beat(13)));
+}
