@@ -7,14 +7,14 @@ use handoff::{
     claim::{Refusal, Start, decide},
     log::{Authority, Kind, Writer},
 };
-use store::{AppendError, Body, Draft, Heartbeats, Log, logs};
+use store::{AppendError, Body, Draft, Log, logs};
 use tokio::time::Instant;
 use wire::session::{self, assign_failed::Why, from_agent};
 
 use crate::{
     agent::{APPEND, Agent, Pool},
     servers::server_id,
-    start::{Failed, Silent, TRIES, look_up, read_failed, refused, report, supersedes},
+    start::{Failed, Grounds, TRIES, read_failed, refused, report, supersedes},
 };
 
 /// Carries out the operator's word about a server that nobody holds, in the background. It is answered as an assignment
@@ -61,12 +61,6 @@ async fn bury(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign, delet
     close(&agent.lease.writer(), &log, &grounds, assign, delete).await
 }
 
-/// What shows whether a silent pod is over.
-struct Grounds<'a> {
-    heartbeats: Heartbeats,
-    silent: &'a Silent,
-}
-
 /// A Tombstone where a start would write its Claim.
 async fn close(
     me: &Writer,
@@ -86,7 +80,7 @@ async fn close(
             | Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts),
             Start::Refuse(refusal) => return Err(refused(&refusal, newest)),
         };
-        look_up(&grounds.heartbeats, grounds.silent, &doubts).await?;
+        grounds.look_up(&doubts).await?;
         let version = newest.map_or(0, |newest| newest.state_version);
         let draft = Draft {
             epoch,
@@ -106,9 +100,10 @@ async fn close(
 #[cfg(test)]
 mod tests {
     use handoff::{Epoch, HandoffId, PodUid, ServerUid, claim::Doubt, log::Grantee};
-    use store::{Lanes, Memory, Objects, State};
+    use store::{Heartbeats, Lanes, Memory, Objects, State};
 
     use super::*;
+    use crate::start::Silent;
 
     const UNWANTED: Kind = Kind::Tombstone { delete: true };
 
@@ -180,11 +175,8 @@ mod tests {
         assert_eq!(refused.why, Why::Alive);
         let over = Grounds { heartbeats: Heartbeats::new(lanes(Memory::default()), ""), silent: &silent };
         assert!(close(&writer("b"), &log, &over, &assign, true).await.is_ok());
-        assert!(
-            look_up(&alive.heartbeats, &silent, &[Doubt { of: writer("a"), above: 4 }]).await.is_ok(),
-            "it is known"
-        );
-        assert!(look_up(&alive.heartbeats, &silent, &[Doubt { of: writer("a"), above: 3 }]).await.is_err());
+        assert!(alive.look_up(&[Doubt { of: writer("a"), above: 4 }]).await.is_ok(), "it is known");
+        assert!(alive.look_up(&[Doubt { of: writer("a"), above: 3 }]).await.is_err());
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ use handoff::{
 use store::{AppendError, Body, Draft};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
+    task::JoinHandle,
     time,
 };
 use wire::{
@@ -58,6 +59,7 @@ struct Giving {
     since: time::Instant,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
+    discarding: Option<JoinHandle<()>>,
 }
 
 /// What became of a handoff.
@@ -104,6 +106,7 @@ pub async fn give(
         since: time::Instant::now(),
         held_at: None,
         gap: None,
+        discarding: None,
     };
     let (mut machine, actions) = Source::start(limits, agent.clock.now());
     let mut outcome = giving.perform(actions).await;
@@ -137,7 +140,11 @@ pub async fn give(
         giving.observe(&event);
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
-    giving.finish(outcome.unwrap_or(Outcome::Fenced))
+    let outcome = outcome.unwrap_or(Outcome::Fenced);
+    if outcome == Outcome::Fenced {
+        giving.discarded().await;
+    }
+    giving.finish(outcome)
 }
 
 fn not_begun(ended: Ended) -> Given {
@@ -327,14 +334,15 @@ impl Giving {
         });
     }
 
-    fn discard(&self) {
+    fn discard(&mut self) {
         let (agent, server) = (self.agent.clone(), self.server.clone());
-        tokio::spawn(async move {
+        let discarding = tokio::spawn(async move {
             let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
             if let Err(error) = stopped {
-                tracing::warn!(server = %server.id, %error, "the host did not discard a server that moved");
+                tracing::warn!(server = %server.id, %error, "the host did not discard a server that is another pod's");
             }
         });
+        self.discarding = Some(discarding);
     }
 
     /// Notes how long each step took.
@@ -354,6 +362,15 @@ impl Giving {
         // The copy with the standby, and the Grant, run side by side from the acceptance on.
         if !matches!(stage, Stage::Warm | Stage::Grant | Stage::Standby) {
             self.since = time::Instant::now();
+        }
+    }
+
+    /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
+    async fn discarded(&mut self) {
+        self.agent.routes.hold(&self.server.id);
+        if let Some(discarding) = self.discarding.take() {
+            // It does not panic, and nobody aborts it.
+            let _ = discarding.await;
         }
     }
 

@@ -133,33 +133,8 @@ pub async fn release_leftovers(agent: Arc<Agent>, leftovers: Vec<Leftover>) {
     let mut left = leftovers;
     loop {
         let mut again = Vec::new();
-        for Leftover { server, last } in left {
-            match leftover(&agent, &server, &last).await {
-                Ok(()) => {
-                    tracing::info!(
-                        server = server.server,
-                        epoch = server.epoch.0,
-                        "released what an earlier agent had"
-                    );
-                }
-                // The lease may have ended because the store is down: this state is all that there is of what came last.
-                Err(error) if is_of_store(&error) => {
-                    tracing::warn!(server = server.server, error = format!("{error:#}"), "leftover server waits");
-                    again.push(Leftover { server, last });
-                    continue;
-                }
-                Err(error) => {
-                    tracing::error!(
-                        server = server.server,
-                        error = format!("{error:#}"),
-                        "leftover server not released"
-                    );
-                }
-            }
-            let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
-            if let Err(error) = stopped {
-                tracing::error!(server = server.server, %error, "leftover server not stopped");
-            }
+        for leftover in left {
+            again.extend(release(&agent, leftover).await);
         }
         if again.is_empty() {
             return;
@@ -169,13 +144,34 @@ pub async fn release_leftovers(agent: Arc<Agent>, leftovers: Vec<Leftover>) {
     }
 }
 
+/// Returns what is to be tried again. The lease may have ended because the store is down: then this state is all that there
+/// is of what came last.
+async fn release(agent: &Arc<Agent>, leftover: Leftover) -> Option<Leftover> {
+    let server = &leftover.server;
+    match write(agent, &leftover).await {
+        Ok(()) => tracing::info!(server = server.server, epoch = server.epoch.0, "released what an earlier agent had"),
+        Err(error) if is_of_store(&error) => {
+            tracing::warn!(server = server.server, error = format!("{error:#}"), "leftover server waits");
+            return Some(leftover);
+        }
+        Err(error) => {
+            tracing::error!(server = server.server, error = format!("{error:#}"), "leftover server not released");
+        }
+    }
+    let stopped = agent.host.stop(&server.uid, server.epoch, agent.next_attempt(), HOST_CALL).await;
+    if let Err(error) = stopped {
+        tracing::error!(server = server.server, %error, "leftover server not stopped");
+    }
+    None
+}
+
 /// Whether this may pass. What the log says does not.
 fn is_of_store(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ReadError::Store(_)))
         || matches!(error.downcast_ref(), Some(AppendError::Unavailable(_)))
 }
 
-async fn leftover(agent: &Arc<Agent>, listed: &Listed, last: &Result<Final<Bytes>, HostError>) -> anyhow::Result<()> {
+async fn write(agent: &Arc<Agent>, Leftover { server: listed, last }: &Leftover) -> anyhow::Result<()> {
     if listed.phase == ListedPhase::Standby {
         return Ok(());
     }

@@ -18,7 +18,7 @@ use tokio::time;
 use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 
 use crate::{
-    agent::{APPEND, Agent, HOST_CALL},
+    agent::{APPEND, Agent, HOST_CALL, Pool},
     host::{Mode, StartCall},
     inherit,
     servers::{Phase, Server, next_sync, server_id},
@@ -137,7 +137,7 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
     agent.can_load(&server.spec.type_, None).map_err(|error| Failed::new(Why::NotHere, &error))?;
     let _turn_of_server = server.turn.lock().await;
     agent.routes.hold(id);
-    let started = claim_and_start(agent, &server, assign).await;
+    let started = claim_and_start(agent, &pool, &server, assign).await;
     if started.is_err() {
         agent.routes.release_local(id);
     }
@@ -147,10 +147,14 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
     Ok(server.clone())
 }
 
-async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &session::Assign) -> Result<(), Failed> {
+async fn claim_and_start(
+    agent: &Arc<Agent>,
+    pool: &Pool,
+    server: &Arc<Server>,
+    assign: &session::Assign,
+) -> Result<(), Failed> {
     let supersedes = supersedes(assign);
-    let pool = agent.pool().map_err(|problem| Failed::new(Why::NotHere, &problem))?;
-    let heartbeats = pool.heartbeats();
+    let grounds = Grounds { heartbeats: pool.heartbeats(), silent: &agent.silent };
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
@@ -161,12 +165,12 @@ async fn claim_and_start(agent: &Arc<Agent>, server: &Arc<Server>, assign: &sess
             Start::ServeGrant { epoch, after, state_at, doubts, .. } => (epoch, after, state_at, doubts, true),
             Start::Refuse(refusal) => return Err(refused(&refusal, header)),
         };
-        look_up(&heartbeats, &agent.silent, &doubts).await?;
+        grounds.look_up(&doubts).await?;
         let state =
             match newest.and_then(|newest| newest.state).filter(|_| header.as_ref().is_some_and(Header::bears_state)) {
                 Some(state) => Some(state),
                 None if after == Sequence::NONE => {
-                    inherit::state(&pool, &server.id, server.spec.restore_from.as_ref()).await?
+                    inherit::state(pool, &server.id, server.spec.restore_from.as_ref()).await?
                 }
                 None if state_at == Sequence::NONE => None,
                 None => Some(server.log.read_state(state_at).await.map_err(read_failed)?),
@@ -242,20 +246,28 @@ impl Silent {
     }
 }
 
-/// Who was only silent may be without the operator, and well: then the store has a heartbeat of it.
-pub(crate) async fn look_up(heartbeats: &Heartbeats, silent: &Silent, doubts: &[Doubt]) -> Result<(), Failed> {
-    for doubt in doubts.iter().filter(|doubt| !silent.knows(doubt)) {
-        let Doubt { of, above } = doubt;
-        let found = heartbeats.newest(of, *above).await;
-        // What cannot be read is not silence.
-        let found = found.map_err(|error| Failed::new(Why::Store, &error))?;
-        if let Some(alive) = found {
-            let message = format!("pod {} has no session, but heartbeat {} is in the store", of.pod, alive.counter);
-            return Err(Failed { alive: Some((of.pod.clone(), alive)), ..Failed::new(Why::Alive, &message) });
+/// What shows whether a silent pod is over.
+pub(crate) struct Grounds<'a> {
+    pub(crate) heartbeats: Heartbeats,
+    pub(crate) silent: &'a Silent,
+}
+
+impl Grounds<'_> {
+    /// Who was only silent may be without the operator, and well: then the store has a heartbeat of it.
+    pub(crate) async fn look_up(&self, doubts: &[Doubt]) -> Result<(), Failed> {
+        for doubt in doubts.iter().filter(|doubt| !self.silent.knows(doubt)) {
+            let Doubt { of, above } = doubt;
+            let found = self.heartbeats.newest(of, *above).await;
+            // What cannot be read is not silence.
+            let found = found.map_err(|error| Failed::new(Why::Store, &error))?;
+            if let Some(alive) = found {
+                let message = format!("pod {} has no session, but heartbeat {} is in the store", of.pod, alive.counter);
+                return Err(Failed { alive: Some((of.pod.clone(), alive)), ..Failed::new(Why::Alive, &message) });
+            }
+            self.silent.note(doubt);
         }
-        silent.note(doubt);
+        Ok(())
     }
-    Ok(())
 }
 
 async fn serve(

@@ -166,6 +166,7 @@ fn beat(counter: u64) -> session::Heartbeat {
 
 #[tokio::test]
 async fn without_an_answer_all_is_stopped_and_the_last_states_are_kept() {
+    let logs = support::Logs::gather();
     let mut scene = Scene::begin(Duration::from_secs(2)).await;
     scene.started().await;
     assert_eq!(scene.post("answered, and not yet synced").await, Some(200));
@@ -179,8 +180,8 @@ async fn without_an_answer_all_is_stopped_and_the_last_states_are_kept() {
     assert!(scene.agent.servers.is_empty(), "the next inventory is empty");
     let listed = scene.agent.host.list(PATIENCE).await.unwrap();
     assert!(listed.iter().all(|server| server.phase == ListedPhase::Frozen), "{listed:?}");
-    // The first try to write them fails too.
-    time::sleep(Duration::from_millis(500)).await;
+    let waits = |line: &String| line.contains("leftover server waits");
+    scene.until("a first try that fails", async |_| logs.lines().iter().any(waits)).await;
     scene.store.heal();
     scene
         .until("a Release", async |scene| {

@@ -13,7 +13,7 @@ use crate::rooms::{Rooms, room};
 use crate::view::{Pod, now};
 
 /// Servers come back by themselves within this, whatever broke, once it is mended.
-const BACK: Duration = Duration::from_mins(2);
+pub const BACK: Duration = Duration::from_mins(2);
 /// So many rooms are looked for in every pod at the end.
 const SAMPLE: usize = 20;
 
@@ -39,11 +39,17 @@ where
     ensure!(double == 0, "{double} answers of a pod that no longer owned the server");
     let overlaps = rooms.ledger.overlaps(&killed).await;
     ensure!(overlaps.is_empty(), "served by two at once: {:?}", &overlaps[..overlaps.len().min(5)]);
-    for number in 0..SAMPLE.min(servers) {
+    each_is_served_once(rooms, SAMPLE.min(servers)).await?;
+    Ok(seen)
+}
+
+/// Asks every pod for each of the first so many rooms: one has it.
+pub async fn each_is_served_once(rooms: &Rooms, servers: usize) -> Result<()> {
+    for number in 0..servers {
         let serving = rooms.serving(&room(number)).await?;
         ensure!(serving.len() == 1, "{} is served by {serving:?}", room(number));
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// Kills the agent and the host of a pod at once, as its machine would by stopping. When that was.

@@ -197,7 +197,8 @@ struct Term {
 #[must_use]
 pub fn overlaps(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> Vec<Overlap> {
     let mut found = Vec::new();
-    for ((server, _), terms) in terms(reports, killed) {
+    let reports = reports.iter().cloned().chain(last_ends(reports, killed)).collect();
+    for ((server, _), terms) in terms(&reports) {
         let mut terms = terms.into_iter();
         let Some(mut open) = terms.next() else { continue };
         for term in terms {
@@ -214,14 +215,17 @@ pub fn overlaps(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> V
     found
 }
 
-/// The ends of the terms that these pods had when they were killed.
+/// The ends of the terms that these pods had when they were killed. A host that only slept reports its own too late.
 fn last_ends(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> Vec<Report> {
     let mut ends = Vec::new();
-    for ((server, uid), terms) in terms(reports, &BTreeMap::new()) {
-        let open = |term: &Term| term.end == u64::MAX && killed.get(&term.pod).is_some_and(|at| term.begin <= *at);
-        for Term { pod, epoch, begin, .. } in terms.into_iter().filter(open) {
-            let at_ns = killed[&pod].saturating_sub(UNREPORTED).max(begin);
-            ends.push(Report { at_ns, event: Event::End, server: server.clone(), uid: uid.clone(), epoch, pod });
+    for ((server, uid), terms) in terms(reports) {
+        for Term { pod, epoch, begin, end } in terms {
+            let Some(at) = killed.get(&pod).filter(|at| **at >= begin) else { continue };
+            // At one instant an end is of what was before.
+            let at_ns = at.saturating_sub(UNREPORTED).max(begin + 1);
+            if at_ns < end {
+                ends.push(Report { at_ns, event: Event::End, server: server.clone(), uid: uid.clone(), epoch, pod });
+            }
         }
     }
     ends
@@ -229,7 +233,7 @@ fn last_ends(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> Vec<
 
 fn recoveries(reports: &BTreeSet<Report>, at_ns: u64, pods: &[String]) -> Vec<Option<u64>> {
     let mut found = Vec::new();
-    for terms in terms(reports, &BTreeMap::new()).into_values() {
+    for terms in terms(reports).into_values() {
         let before = terms.iter().rfind(|term| term.begin <= at_ns);
         if before.is_some_and(|term| term.end > at_ns && pods.contains(&term.pod)) {
             let next = terms.iter().map(|term| term.begin).find(|begin| *begin > at_ns);
@@ -240,15 +244,14 @@ fn recoveries(reports: &BTreeSet<Report>, at_ns: u64, pods: &[String]) -> Vec<Op
 }
 
 /// The terms of every server (name and uid), in the order of their beginnings.
-fn terms(reports: &BTreeSet<Report>, killed: &BTreeMap<String, u64>) -> BTreeMap<(String, String), Vec<Term>> {
+fn terms(reports: &BTreeSet<Report>) -> BTreeMap<(String, String), Vec<Term>> {
     let mut servers: BTreeMap<(String, String), Vec<Term>> = BTreeMap::new();
     for report in reports {
         let terms = servers.entry((report.server.clone(), report.uid.clone())).or_default();
         match report.event {
             Event::Begin => {
-                let killed = killed.get(&report.pod).filter(|at| **at >= report.at_ns);
-                let end = killed.map_or(u64::MAX, |at| at.saturating_sub(UNREPORTED).max(report.at_ns));
-                terms.push(Term { pod: report.pod.clone(), epoch: report.epoch, begin: report.at_ns, end });
+                let (pod, epoch, begin) = (report.pod.clone(), report.epoch, report.at_ns);
+                terms.push(Term { pod, epoch, begin, end: u64::MAX });
             }
             Event::End => {
                 let own = |t: &&mut Term| t.pod == report.pod && t.epoch == report.epoch && t.end > report.at_ns;
@@ -315,6 +318,17 @@ mod tests {
         reports.extend([report("b", 3, End, UNREPORTED + 1), report("a", 5, Begin, UNREPORTED + 20)]);
         let again = BTreeMap::from([("a".into(), UNREPORTED * 3)]);
         assert!(super::overlaps(&reports, &again).is_empty());
+    }
+
+    #[test]
+    fn a_host_that_slept_served_nothing_until_it_said_so() {
+        let mut reports: BTreeSet<Report> =
+            [report("a", 1, Begin, 1), report("b", 3, Begin, UNREPORTED), report("a", 1, End, UNREPORTED * 2)].into();
+        let slept = BTreeMap::from([("a".into(), UNREPORTED + 9)]);
+        assert!(super::overlaps(&reports, &slept).is_empty());
+        let ends = last_ends(&reports, &slept);
+        reports.extend(ends);
+        assert!(super::overlaps(&reports, &BTreeMap::new()).is_empty(), "nor for what is asked later");
     }
 
     #[test]

@@ -6,13 +6,15 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use handoff::{lease::Heartbeat, log::Writer};
 
-use crate::objects::{Lanes, Listed, StoreError};
+use crate::{
+    keys,
+    logs::age,
+    objects::{Lanes, Listed, StoreError},
+    read::list_all,
+};
 
 /// Far longer than the longest lease, ten minutes, and than calendars differ.
 const OLD: Duration = Duration::from_hours(24);
-
-/// Of one pod there are one or two; more only after many answers were lost.
-const MAX_LISTED: usize = 1000;
 
 /// The heartbeats under one prefix.
 #[derive(Clone, Debug)]
@@ -25,7 +27,7 @@ impl Heartbeats {
     /// Under `prefix`, as in [`crate::Log::new`]. Does not touch the store.
     #[must_use]
     pub fn new(lanes: Lanes, prefix: &str) -> Self {
-        Self { lanes, prefix: crate::keys::join(prefix, "heartbeats") }
+        Self { lanes, prefix: keys::join(prefix, "heartbeats") }
     }
 
     /// Writes a heartbeat of the agent run `of`. Success means that every read that begins later finds it, or a newer one.
@@ -37,67 +39,51 @@ impl Heartbeats {
     /// The newest heartbeat of the agent run `of` above this one, if there is one.
     pub async fn newest(&self, of: &Writer, above: u64) -> Result<Option<Heartbeat>, StoreError> {
         let of_run = format!("{}{:016x}-", self.of_pod(of)?, of.generation.0);
-        let mut after = self.key(of, above)?;
-        let mut newest = None;
-        loop {
-            let listed = self.lanes.urgent.list(&of_run, &after, MAX_LISTED).await?;
-            let Some(last) = listed.last().map(|listed| &listed.key) else { return Ok(newest) };
-            let counter = last.strip_prefix(&of_run).and_then(|counter| u64::from_str_radix(counter, 16).ok());
-            let counter = counter.ok_or_else(|| StoreError::Other(format!("{last} is not a heartbeat's key")))?;
-            newest = Some(Heartbeat { generation: of.generation, counter });
-            if listed.len() < MAX_LISTED {
-                return Ok(newest);
-            }
-            after.clone_from(last);
-        }
+        let mut last = None;
+        list_all(&self.lanes.urgent, &of_run, self.key(of, above)?, |listed| last = Some(listed.key)).await?;
+        let Some(last) = last else { return Ok(None) };
+        let counter = last.strip_prefix(&of_run).and_then(|counter| u64::from_str_radix(counter, 16).ok());
+        let counter = counter.ok_or_else(|| StoreError::Other(format!("{last} is not a heartbeat's key")))?;
+        Ok(Some(Heartbeat { generation: of.generation, counter }))
     }
 
     /// Deletes what came before this heartbeat, of earlier generations too. The newest must stay for as long as its
     /// generation lives: whoever looks late must find it.
     pub async fn forget_before(&self, of: &Writer, counter: u64) -> Result<(), StoreError> {
         let newest = self.key(of, counter)?;
-        for listed in self.lanes.bulk.list(&self.of_pod(of)?, "", MAX_LISTED).await? {
-            if listed.key < newest {
-                self.lanes.bulk.delete(&listed.key).await?;
-            }
-        }
-        Ok(())
+        self.delete(&self.of_pod(of)?, |listed| listed.key < newest).await.map(drop)
     }
 
     /// Deletes what agents left behind that are gone: nobody needs a sign of life that is a day old by the store's calendar.
     /// How many there were.
     pub async fn sweep(&self, now: SystemTime) -> Result<usize, StoreError> {
-        let (all, mut after, mut swept) = (format!("{}/", self.prefix), String::new(), 0);
-        loop {
-            let listed = self.lanes.bulk.list(&all, &after, MAX_LISTED).await?;
-            for old in listed.iter().filter(|listed| is_old(listed, now)) {
-                self.lanes.bulk.delete(&old.key).await?;
-                swept += 1;
+        // Of a store that does not say when it was written, none is old.
+        let is_old = |listed: &Listed| listed.modified.is_some_and(|modified| age(now, modified) > OLD);
+        self.delete(&format!("{}/", self.prefix), is_old).await
+    }
+
+    /// How many keys of those within were such.
+    async fn delete(&self, within: &str, such: impl Fn(&Listed) -> bool) -> Result<usize, StoreError> {
+        let mut keys = Vec::new();
+        list_all(&self.lanes.bulk, within, String::new(), |listed| {
+            if such(&listed) {
+                keys.push(listed.key);
             }
-            match listed.last() {
-                Some(last) if listed.len() == MAX_LISTED => after.clone_from(&last.key),
-                _ => return Ok(swept),
-            }
+        })
+        .await?;
+        for key in &keys {
+            self.lanes.bulk.delete(key).await?;
         }
+        Ok(keys.len())
     }
 
     fn of_pod(&self, of: &Writer) -> Result<String, StoreError> {
-        let pod = &of.pod.0;
-        // It comes from records and messages: a slash could lead elsewhere.
-        if pod.is_empty() || pod.len() > 253 || pod.chars().any(|c| c == '/' || c.is_control()) {
-            return Err(StoreError::Config(format!("{pod:?} cannot be part of a key: not a Kubernetes uid")));
-        }
-        Ok(format!("{}/{pod}/", self.prefix))
+        Ok(format!("{}/{}/", self.prefix, keys::part(&of.pod.0)?))
     }
 
     fn key(&self, of: &Writer, counter: u64) -> Result<String, StoreError> {
         Ok(format!("{}{:016x}-{counter:016x}", self.of_pod(of)?, of.generation.0))
     }
-}
-
-/// Of a store that does not say when it was written, none is.
-fn is_old(listed: &Listed, now: SystemTime) -> bool {
-    listed.modified.and_then(|at| now.duration_since(at).ok()).is_some_and(|age| age > OLD)
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn server<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Option<ServerId> {
 }
 
 /// A slash could make one server's log part of another's.
-fn part(part: &str) -> Result<&str, StoreError> {
+pub(crate) fn part(part: &str) -> Result<&str, StoreError> {
     if part.is_empty() || part.len() > 253 || part.chars().any(|c| c == '/' || c.is_control()) {
         return Err(StoreError::Config(format!("{part:?} cannot be part of a key: not a Kubernetes name or uid")));
     }

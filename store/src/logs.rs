@@ -152,6 +152,6 @@ async fn bury(lanes: &Lanes, prefix: &str, server: &ServerId, now: SystemTime) -
     Ok(records)
 }
 
-fn age(now: SystemTime, modified: SystemTime) -> Duration {
+pub(crate) fn age(now: SystemTime, modified: SystemTime) -> Duration {
     now.duration_since(modified).unwrap_or_default()
 }

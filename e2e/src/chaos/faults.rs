@@ -1,6 +1,7 @@
 //! How each thing is broken. On a cluster of our own the nodes are this machine, so that their processes can be killed.
 
 use std::process::Command;
+use std::slice;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,9 +12,9 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{BACK, Broken, LEASE, PODS};
+use super::{Broken, LEASE, PODS};
 use crate::cluster::{OPERATOR, SYSTEM};
-use crate::fault::Killed;
+use crate::fault::{BACK, Killed};
 use crate::process::{self, Process};
 use crate::rooms::Rooms;
 use crate::view::{Pod, now};
@@ -47,7 +48,18 @@ fn fullest(rooms: &Rooms) -> Result<Pod> {
 fn strike(pod: &Pod, processes: &[Process]) -> Result<Broken> {
     let at = now();
     process::kill(processes)?;
-    Ok(Broken { at, pods: vec![pod.name.clone()], killed: [(pod.name.clone(), at)].into() })
+    Ok(killed(slice::from_ref(pod), at))
+}
+
+/// The hosts of these pods were killed, and reported nothing more.
+fn killed(pods: &[Pod], at: u64) -> Broken {
+    let pods: Vec<String> = pods.iter().map(|pod| pod.name.clone()).collect();
+    Broken { at, killed: pods.iter().map(|pod| (pod.clone(), at)).collect(), pods }
+}
+
+/// Kills all that runs in these pods.
+fn kill_all<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Result<()> {
+    pods.into_iter().try_for_each(|pod| process::kill(&process::of_pod(&pod.uid)?))
 }
 
 /// Waits until every server that this took has begun anew.
@@ -172,12 +184,8 @@ pub async fn node_lost(rooms: &Rooms, with_leader: bool) -> Result<Broken> {
     let operators = rooms.cluster.pods(SYSTEM, node).await?;
     let kubelet = rooms.cluster.stop_process(kubelet).await?;
     let at = now();
-    for pod in lost.iter().chain(&operators) {
-        process::kill(&process::of_pod(&pod.uid)?)?;
-    }
-    let pods: Vec<String> = lost.into_iter().map(|pod| pod.name).collect();
-    let killed = pods.iter().map(|pod| (pod.clone(), at)).collect();
-    let broken = Broken { at, pods, killed };
+    kill_all(lost.iter().chain(&operators))?;
+    let broken = killed(&lost, at);
     recovered(rooms, &broken, LEASE * 4).await?;
     drop(kubelet);
     rooms.ready_pods(usize::try_from(PODS)?).await?;
@@ -190,7 +198,7 @@ pub async fn operator_killed(rooms: &Rooms) -> Result<Broken> {
     let (at, before) = (now(), rooms.ledger.len());
     rooms.delete_pod(&pod.name).await?;
     until("the first servers have moved", BACK, async || Ok((rooms.ledger.len() > before).then_some(()))).await?;
-    kill_operators(rooms).await?;
+    kill_all(&rooms.cluster.pods(SYSTEM, "").await?)?;
     until("the drained pod is gone", BACK, async || {
         Ok((!rooms.view.pods().iter().any(|other| other.uid == pod.uid)).then_some(()))
     })
@@ -206,13 +214,6 @@ pub async fn operator_rolled(rooms: &Rooms) -> Result<Broken> {
     let ended = rooms.ledger.ends_since(at);
     ensure!(ended == 0, "{ended} servers stopped while the operator was replaced");
     Ok(Broken { at, ..Broken::default() })
-}
-
-async fn kill_operators(rooms: &Rooms) -> Result<()> {
-    for pod in rooms.cluster.pods(SYSTEM, "").await? {
-        process::kill(&process::of_pod(&pod.uid)?)?;
-    }
-    Ok(())
 }
 
 pub async fn api_server_stopped(rooms: &Rooms) -> Result<Broken> {
@@ -260,14 +261,10 @@ pub async fn everything(rooms: &Rooms) -> Result<Broken> {
     let operators = rooms.cluster.pods(SYSTEM, "").await?;
     let stopped = (rooms.cluster.stop_process("s3").await?, rooms.cluster.stop_process("apiserver").await?);
     let at = now();
-    for pod in pods.iter().chain(&operators) {
-        process::kill(&process::of_pod(&pod.uid)?)?;
-    }
+    kill_all(pods.iter().chain(&operators))?;
     drop(stopped);
     rooms.cluster.answers().await?;
-    let names: Vec<String> = pods.into_iter().map(|pod| pod.name).collect();
-    let killed = names.iter().map(|pod| (pod.clone(), at)).collect();
-    let broken = Broken { at, pods: names, killed };
+    let broken = killed(&pods, at);
     recovered(rooms, &broken, BACK).await?;
     Ok(broken)
 }

@@ -15,19 +15,17 @@ use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::cluster::{Cluster, Store};
-use crate::fault::Killed;
+use crate::fault::{BACK, Killed, each_is_served_once};
 use crate::figures::{self, Spread, Traffic};
 use crate::metrics::StoreOps;
 use crate::report::{self, Limit};
-use crate::rooms::{Rooms, room};
+use crate::rooms::Rooms;
 
 const PODS: i32 = 3;
 const WRITES: u32 = 60;
 const STATE: usize = 4096;
 /// Of one pod to the store in a second.
 const REQUESTS: u32 = 1000;
-/// Servers come back by themselves within this, whatever broke, once it is mended.
-const BACK: Duration = Duration::from_mins(2);
 /// A fault that takes longer hangs.
 const LONGEST: Duration = Duration::from_mins(6);
 /// Load runs so long before anything breaks, and after all is well.
@@ -224,15 +222,6 @@ async fn watch_store(rooms: &Rooms, peak: &mut f64) -> Infallible {
         }
         before = now;
     }
-}
-
-/// Asks every pod for every room.
-async fn each_is_served_once(rooms: &Rooms, servers: usize) -> Result<()> {
-    for number in 0..servers {
-        let serving = rooms.serving(&room(number)).await?;
-        ensure!(serving.len() == 1, "{} is served by {serving:?}", room(number));
-    }
-    Ok(())
 }
 
 fn table(rows: &[Row]) -> String {
