@@ -232,11 +232,14 @@ impl Silent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn knows(&self, doubt: &Doubt) -> bool {
+    /// Whether this was looked up, and found.
+    #[must_use]
+    pub fn knows(&self, doubt: &Doubt) -> bool {
         self.runs().get(&doubt.of).is_some_and(|above| *above <= doubt.above)
     }
 
-    fn note(&self, doubt: &Doubt) {
+    /// The store has no heartbeat above.
+    pub fn note(&self, doubt: &Doubt) {
         let mut runs = self.runs();
         if runs.len() >= MAX_SILENT {
             runs.clear();

@@ -165,9 +165,12 @@ proptest! {
                     let _ = found(&authority, sequence.wrapping_add(1), &newest);
                 }
                 let start = decide(Some(&newest), Some(&supersedes(over, None)), &writer("me"));
-                if let Start::Claim { epoch: claimed, after, .. } = start {
+                if let Start::Claim { epoch: claimed, after, state_at, .. }
+                | Start::ServeGrant { epoch: claimed, after, state_at, .. } = start
+                {
                     prop_assert!(claimed > newest.epoch || epoch > LAST);
                     prop_assert!(after.next() > after || sequence == u64::MAX);
+                    prop_assert_eq!((after, state_at), (newest.sequence, newest.state_at), "never a fresh start");
                 }
             }
         }

@@ -29,6 +29,8 @@ pub enum Fault {
     AgentCrash,
     /// The agent does not run for some time; its host does.
     AgentAsleep,
+    /// The host does not run for some time; its agent does.
+    HostAsleep,
     /// A pod's machine sleeps for some time.
     PodAsleep,
     /// A pod is cut off from the operator.
@@ -50,13 +52,14 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PodCrash,
         Self::PodLost,
         Self::ForceDelete,
         Self::HostCrash,
         Self::AgentCrash,
         Self::AgentAsleep,
+        Self::HostAsleep,
         Self::PodAsleep,
         Self::CutOperator,
         Self::CutPeers,
@@ -91,6 +94,12 @@ pub enum Mutation {
     ClaimNextEpoch,
     /// The source serves again when it hears nothing after Final.
     ThawAfterFinal,
+    /// A record is written over the one that is there.
+    Overwrite,
+    /// An answer counts from when it is looked at, however late: a generation that is over lives again.
+    LateAnswerRevives,
+    /// A server's last state is told to be in the store, and is not.
+    ReleaseDropped,
 }
 
 /// The fault happens: to this pod, if it needs one and this one lives; else to any.
@@ -110,8 +119,13 @@ pub fn strike(sim: &Arc<Sim>, fault: Fault, at: Option<&PodUid>) {
         Fault::ForceDelete => pod.force_delete(),
         Fault::HostCrash => pod.crash_host(),
         Fault::AgentCrash => pod.restart_agent(),
-        Fault::AgentAsleep => pod.sleep(sim.chance.ms(500..25_000), false),
-        Fault::PodAsleep => pod.sleep(sim.chance.ms(500..25_000), true),
+        Fault::AgentAsleep => pod.agent_sleeps(sim.chance.ms(500..25_000)),
+        Fault::HostAsleep => pod.host_sleeps(sim.chance.ms(500..25_000)),
+        Fault::PodAsleep => {
+            let lasts = sim.chance.ms(500..25_000);
+            pod.agent_sleeps(lasts);
+            pod.host_sleeps(lasts);
+        }
         Fault::CutOperator => cut(sim, &pod, &[Node::Operator], 500..25_000),
         Fault::CutPeers => cut(sim, &pod, &others(sim, &pod), 500..15_000),
         Fault::CutOff => {

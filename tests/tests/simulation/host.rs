@@ -1,8 +1,9 @@
-//! A host as the contract has it: servers in memory, each a list of writes; and a lease, which it minds by its own clock.
+//! A host as the contract has it: servers in memory, each a list of writes; and, if it knows of such, a lease, which it minds
+//! by its own clock.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -11,9 +12,12 @@ use handoff::{
     Epoch, Generation, Instant, PodUid, ServerUid,
     source::{Final, Mark, State},
 };
-use tokio::time::sleep;
+use tokio::{
+    sync::oneshot,
+    time::{self, sleep, sleep_until},
+};
 
-use crate::{check::How, lock, process::Clock, sim::Sim};
+use crate::{agent::Agent, check::How, lock, process::Clock, sim::Sim};
 
 /// The version of every state here.
 pub const VERSION: u32 = 1;
@@ -54,6 +58,7 @@ struct Inner {
     servers: BTreeMap<ServerUid, Run>,
     seen: BTreeMap<ServerUid, (Epoch, u64)>,
     lease: Option<(Generation, Instant)>,
+    asleep_until: Option<time::Instant>,
 }
 
 /// One host.
@@ -61,6 +66,9 @@ pub struct Host {
     sim: Arc<Sim>,
     pod: PodUid,
     clock: Clock,
+    knows_leases: bool,
+    /// Requests come through it.
+    agent: Mutex<Weak<Agent>>,
     inner: Mutex<Inner>,
 }
 
@@ -82,7 +90,24 @@ fn writes_of(body: &[u8]) -> Vec<u32> {
 impl Host {
     pub fn new(sim: &Arc<Sim>, pod: &PodUid, clock: Clock) -> Arc<Self> {
         let inner = Inner { up: true, instance: sim.chance.number() >> 11, ..Inner::default() };
-        Arc::new(Self { sim: sim.clone(), pod: pod.clone(), clock, inner: Mutex::new(inner) })
+        Arc::new(Self {
+            sim: sim.clone(),
+            pod: pod.clone(),
+            clock,
+            knows_leases: sim.chance.percent(75),
+            agent: Mutex::default(),
+            inner: Mutex::new(inner),
+        })
+    }
+
+    /// Requests come through this agent from now on.
+    pub fn is_behind(&self, agent: &Arc<Agent>) {
+        *lock(&self.agent) = Arc::downgrade(agent);
+    }
+
+    /// Whether it ends a lease by its own clock.
+    pub fn knows_leases(&self) -> bool {
+        self.knows_leases
     }
 
     /// The process ends, and all servers with it.
@@ -94,13 +119,21 @@ impl Host {
         *lock(&self.inner) = Inner { up: true, instance: self.sim.chance.number() >> 11, ..Inner::default() };
     }
 
+    /// Whether any process listens for calls.
+    pub fn listens(&self) -> bool {
+        lock(&self.inner).up
+    }
+
     /// Whether a request for this server would be handled now.
     pub fn serves(&self, uid: &ServerUid) -> bool {
         let inner = lock(&self.inner);
-        inner.servers.get(uid).is_some_and(|run| run.phase == Phase::Active && self.may_serve(&inner, run))
+        inner.servers.get(uid).is_some_and(|run| run.phase == Phase::Active && self.may_serve(&inner, uid, run))
     }
 
-    fn may_serve(&self, inner: &Inner, run: &Run) -> bool {
+    fn may_serve(&self, inner: &Inner, uid: &ServerUid, run: &Run) -> bool {
+        if !self.knows_leases {
+            return lock(&self.agent).upgrade().is_some_and(|agent| agent.lets_through(uid));
+        }
         self.sim.skips_the_fence()
             || inner
                 .lease
@@ -111,7 +144,7 @@ impl Host {
     pub fn write(&self, uid: &ServerUid, write: u32) -> Option<Epoch> {
         let mut inner = lock(&self.inner);
         let run = inner.servers.get(uid)?;
-        if run.phase != Phase::Active || !self.may_serve(&inner, run) {
+        if run.phase != Phase::Active || !self.may_serve(&inner, uid, run) {
             return None;
         }
         inner.revision += 1;
@@ -123,29 +156,62 @@ impl Host {
         Some(run.epoch)
     }
 
-    async fn call<R>(&self, act: impl FnOnce(&mut Inner) -> Result<R, Refused>) -> Result<R, Refused> {
-        let slow = self.sim.chance.percent(1);
-        sleep(self.sim.chance.ms(if slow { 200..1_500 } else { 0..3 })).await;
-        let done = {
-            let mut inner = lock(&self.inner);
-            if inner.up { act(&mut inner) } else { Err(Refused::Unreachable) }
-        };
-        sleep(self.sim.chance.ms(0..3)).await;
-        if lock(&self.inner).up { done } else { Err(Refused::Unreachable) }
+    /// It does nothing until then, and then all that it was asked to.
+    pub fn sleep_until(&self, until: time::Instant) {
+        let mut inner = lock(&self.inner);
+        inner.asleep_until = inner.asleep_until.max(Some(until));
+    }
+
+    /// Until when it sleeps, if it does.
+    pub fn asleep(&self) -> Option<time::Instant> {
+        lock(&self.inner).asleep_until.filter(|until| *until > time::Instant::now())
+    }
+
+    async fn wake(&self) {
+        while let Some(until) = self.asleep() {
+            sleep_until(until).await;
+        }
+    }
+
+    /// What was sent to a process is done if that one lives, whatever becomes of who asked.
+    async fn call<R: Send + 'static>(
+        self: &Arc<Self>,
+        act: impl FnOnce(&Self, &mut Inner) -> Result<R, Refused> + Send + 'static,
+    ) -> Result<R, Refused> {
+        let (host, instance) = (self.clone(), lock(&self.inner).instance);
+        let (answer, answered) = oneshot::channel();
+        tokio::spawn(async move {
+            let slow = host.sim.chance.percent(1);
+            sleep(host.sim.chance.ms(if slow { 200..1_500 } else { 0..3 })).await;
+            host.wake().await;
+            let done = {
+                let mut inner = lock(&host.inner);
+                if !inner.up || inner.instance != instance {
+                    return;
+                }
+                act(&host, &mut inner)
+            };
+            sleep(host.sim.chance.ms(0..3)).await;
+            host.wake().await;
+            if lock(&host.inner).instance == instance {
+                let _ = answer.send(done);
+            }
+        });
+        answered.await.unwrap_or(Err(Refused::Unreachable))
     }
 
     /// Its instance.
-    pub async fn describe(&self) -> Result<u64, Refused> {
-        self.call(|inner| Ok(inner.instance)).await
+    pub async fn describe(self: &Arc<Self>) -> Result<u64, Refused> {
+        self.call(|_, inner| Ok(inner.instance)).await
     }
 
-    pub async fn lease(&self, generation: Generation, deadline: Instant) -> Result<(), Refused> {
-        self.call(|inner| {
+    pub async fn lease(self: &Arc<Self>, generation: Generation, deadline: Instant) -> Result<(), Refused> {
+        self.call(move |host, inner| {
             if let Some((known, until)) = inner.lease {
                 if generation < known {
                     return Err(Refused::Overtaken);
                 }
-                if generation == known && self.clock.now() >= until && !self.sim.skips_the_fence() {
+                if generation == known && host.clock.now() >= until && !host.sim.skips_the_fence() {
                     return Err(Refused::Conflict);
                 }
             }
@@ -155,8 +221,8 @@ impl Host {
         .await
     }
 
-    pub async fn list(&self) -> Result<Vec<Listed>, Refused> {
-        self.call(|inner| {
+    pub async fn list(self: &Arc<Self>) -> Result<Vec<Listed>, Refused> {
+        self.call(move |_, inner| {
             let listed =
                 |(uid, run): (&ServerUid, &Run)| Listed { uid: uid.clone(), epoch: run.epoch, phase: run.phase };
             Ok(inner.servers.iter().map(listed).collect())
@@ -166,16 +232,17 @@ impl Host {
 
     /// Starts a server from this state: to serve, or in standby.
     pub async fn start(
-        &self,
+        self: &Arc<Self>,
         uid: &ServerUid,
         (epoch, attempt): (Epoch, u64),
         active: bool,
         state: Option<&State<Bytes>>,
     ) -> Result<Mark, Refused> {
-        self.call(|inner| {
-            newest(inner, uid, epoch, attempt)?;
-            let generation = self.live(inner)?;
-            if inner.servers.get(uid).is_some_and(|run| run.generation == generation) {
+        let (uid, state) = (uid.clone(), state.cloned());
+        self.call(move |host, inner| {
+            newest(inner, &uid, epoch, attempt)?;
+            let generation = host.live(inner)?;
+            if inner.servers.get(&uid).is_some_and(|run| run.generation == generation) {
                 return Err(Refused::Conflict);
             }
             inner.revision += 1;
@@ -183,15 +250,15 @@ impl Host {
                 epoch,
                 phase: if active { Phase::Active } else { Phase::Standby },
                 generation,
-                writes: state.map(|state| writes_of(&state.body)).unwrap_or_default(),
+                writes: state.as_ref().map(|state| writes_of(&state.body)).unwrap_or_default(),
                 revision: inner.revision,
                 came: state.map(|state| state.mark).unwrap_or_default(),
             };
             let mark = mark(inner.instance, &run);
             if active {
-                self.tell(uid, &run, How::Start);
+                host.tell(&uid, &run, How::Start);
             }
-            inner.servers.insert(uid.clone(), run);
+            inner.servers.insert(uid, run);
             Ok(mark)
         })
         .await
@@ -199,6 +266,9 @@ impl Host {
 
     /// The generation in which something may begin to serve.
     fn live(&self, inner: &Inner) -> Result<Generation, Refused> {
+        if !self.knows_leases {
+            return Ok(Generation::default());
+        }
         let (generation, deadline) = inner.lease.ok_or(Refused::Conflict)?;
         let live = self.clock.now() < deadline || self.sim.skips_the_fence();
         if live { Ok(generation) } else { Err(Refused::Conflict) }
@@ -212,13 +282,14 @@ impl Host {
 
     /// `None`: it is as it was at `since`.
     pub async fn snapshot(
-        &self,
+        self: &Arc<Self>,
         uid: &ServerUid,
         epoch: Epoch,
         since: Option<Mark>,
     ) -> Result<Option<State<Bytes>>, Refused> {
-        self.call(|inner| {
-            let run = here(inner, uid, epoch)?;
+        let uid = uid.clone();
+        self.call(move |_, inner| {
+            let run = here(inner, &uid, epoch)?;
             if run.phase == Phase::Standby {
                 return Err(Refused::Conflict);
             }
@@ -228,15 +299,16 @@ impl Host {
     }
 
     pub async fn freeze(
-        &self,
+        self: &Arc<Self>,
         uid: &ServerUid,
         (epoch, attempt): (Epoch, u64),
         since: Option<Mark>,
     ) -> Result<Final<Bytes>, Refused> {
-        self.call(|inner| {
-            newest(inner, uid, epoch, attempt)?;
+        let uid = uid.clone();
+        self.call(move |_, inner| {
+            newest(inner, &uid, epoch, attempt)?;
             let instance = inner.instance;
-            let run = here_mut(inner, uid, epoch)?;
+            let run = here_mut(inner, &uid, epoch)?;
             if run.phase == Phase::Standby {
                 return Err(Refused::Conflict);
             }
@@ -246,53 +318,56 @@ impl Host {
         .await
     }
 
-    pub async fn thaw(&self, uid: &ServerUid, (epoch, attempt): (Epoch, u64)) -> Result<(), Refused> {
-        self.call(|inner| {
-            newest(inner, uid, epoch, attempt)?;
-            let generation = self.live(inner)?;
-            let run = here_mut(inner, uid, epoch)?;
+    pub async fn thaw(self: &Arc<Self>, uid: &ServerUid, (epoch, attempt): (Epoch, u64)) -> Result<(), Refused> {
+        let uid = uid.clone();
+        self.call(move |host, inner| {
+            newest(inner, &uid, epoch, attempt)?;
+            let generation = host.live(inner)?;
+            let run = here_mut(inner, &uid, epoch)?;
             if run.phase == Phase::Standby || run.generation != generation {
                 return Err(Refused::Conflict);
             }
             run.phase = Phase::Active;
-            self.tell(uid, run, How::Thaw);
+            host.tell(&uid, run, How::Thaw);
             Ok(())
         })
         .await
     }
 
     pub async fn activate(
-        &self,
+        self: &Arc<Self>,
         uid: &ServerUid,
         (epoch, attempt): (Epoch, u64),
         last: &Final<Bytes>,
     ) -> Result<Mark, Refused> {
-        self.call(|inner| {
-            newest(inner, uid, epoch, attempt)?;
-            let generation = self.live(inner)?;
+        let (uid, last) = (uid.clone(), last.clone());
+        self.call(move |host, inner| {
+            newest(inner, &uid, epoch, attempt)?;
+            let generation = host.live(inner)?;
             inner.revision += 1;
             let (instance, revision) = (inner.instance, inner.revision);
-            let run = here_mut(inner, uid, epoch)?;
+            let run = here_mut(inner, &uid, epoch)?;
             if run.phase != Phase::Standby || run.generation != generation {
                 return Err(Refused::Conflict);
             }
-            match last {
+            match &last {
                 Final::State(state) => run.writes = writes_of(&state.body),
                 Final::Unchanged(mark) if *mark == run.came => {}
                 Final::Unchanged(_) => return Err(Refused::Conflict),
             }
             run.revision = revision;
             run.phase = Phase::Active;
-            self.tell(uid, run, How::Activate);
+            host.tell(&uid, run, How::Activate);
             Ok(mark(instance, run))
         })
         .await
     }
 
-    pub async fn stop(&self, uid: &ServerUid, (epoch, attempt): (Epoch, u64)) -> Result<(), Refused> {
-        self.call(|inner| {
-            newest(inner, uid, epoch, attempt)?;
-            inner.servers.remove(uid);
+    pub async fn stop(self: &Arc<Self>, uid: &ServerUid, (epoch, attempt): (Epoch, u64)) -> Result<(), Refused> {
+        let uid = uid.clone();
+        self.call(move |_, inner| {
+            newest(inner, &uid, epoch, attempt)?;
+            inner.servers.remove(&uid);
             Ok(())
         })
         .await

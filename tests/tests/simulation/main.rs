@@ -16,6 +16,7 @@ mod run;
 mod sim;
 mod steps;
 mod store;
+mod watch;
 
 use std::{
     sync::{
@@ -162,6 +163,9 @@ fn mistakes_are_found() {
         Mutation::AckBeforeWritten,
         Mutation::ClaimNextEpoch,
         Mutation::ThawAfterFinal,
+        Mutation::Overwrite,
+        Mutation::LateAnswerRevives,
+        Mutation::ReleaseDropped,
     ];
     for mistake in mistakes {
         is_found(mistake, 2_000);

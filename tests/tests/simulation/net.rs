@@ -7,11 +7,11 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::{chance::Chance, lock};
+use crate::{chance::Chance, lock, watch};
 
 /// Who may be connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,9 +58,9 @@ impl Net {
         lock(&self.cuts).insert(pair);
         lock(&self.open).retain(|(of, broken)| {
             if *of == pair {
-                broken.send_replace(true);
+                broken.replace(true);
             }
-            *of != pair && !broken.is_closed()
+            *of != pair && !broken.is_alone()
         });
     }
 
@@ -84,9 +84,10 @@ impl Net {
 
     /// Both ends of a connection between two nodes that can reach each other.
     pub fn connect<A, B>(&self, a: Node, b: Node) -> (End<A, B>, End<B, A>) {
-        let (broken, observed) = watch::channel(self.is_cut(a, b));
+        let broken = watch::Sender::new(self.is_cut(a, b));
+        let observed = broken.subscribe();
         let mut open = lock(&self.open);
-        open.retain(|(_, broken)| !broken.is_closed());
+        open.retain(|(_, broken)| !broken.is_alone());
         open.push((pair(a, b), broken));
         let (to_b, from_a) = pipe(self.chance.clone(), observed.clone());
         let (to_a, from_b) = pipe(self.chance.clone(), observed);
@@ -119,7 +120,7 @@ impl<T> Clone for Sender<T> {
 impl<T> Sender<T> {
     /// Sends; nobody knows whether it arrives.
     pub fn send(&self, message: T) {
-        if *self.0.broken.borrow() {
+        if self.0.broken.get() {
             return;
         }
         let latency = self.0.chance.ms(if self.0.chance.percent(1) { SLOW } else { LATENCY });
@@ -142,20 +143,15 @@ impl<T> Receiver<T> {
     /// The next message; `None` once the connection is known to be over. May be dropped at any time.
     pub async fn recv(&mut self) -> Option<T> {
         loop {
-            if *self.broken.borrow() {
+            if self.broken.get() {
                 let lost_at = *self.lost_at.get_or_insert_with(|| Instant::now() + self.chance.ms(NOTICED));
                 sleep_until(lost_at).await;
                 return None;
             }
             let due = self.head.as_ref().map(|(at, _)| *at);
-            let broken = async {
-                if self.broken.wait_for(|broken| *broken).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-            };
             tokio::select! {
                 biased;
-                () = broken => {}
+                _ = self.broken.wait_for(|broken| *broken) => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     return self.head.take().map(|(_, message)| message);
                 }
@@ -176,6 +172,5 @@ fn pipe<T>(chance: Chance, broken: watch::Receiver<bool>) -> (Sender<T>, Receive
 
 /// A way inside of one machine, or to a watch: in order and late, but never broken.
 pub fn line<T>(chance: Chance) -> (Sender<T>, Receiver<T>) {
-    let (_, broken) = watch::channel(false);
-    pipe(chance, broken)
+    pipe(chance, watch::Sender::new(false).subscribe())
 }

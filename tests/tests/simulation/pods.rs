@@ -38,7 +38,6 @@ pub struct Pod {
 struct State {
     deleting: bool,
     dead: bool,
-    host_asleep_until: Option<Instant>,
 }
 
 impl Pod {
@@ -99,8 +98,7 @@ impl Pod {
 
     /// Whether its host handles requests at all.
     pub fn is_awake(&self) -> bool {
-        let state = lock(&self.state);
-        !state.dead && state.host_asleep_until.is_none_or(|until| until <= Instant::now())
+        !self.is_dead() && self.host.asleep().is_none()
     }
 
     /// All processes end at once.
@@ -216,12 +214,13 @@ impl Pod {
         });
     }
 
-    /// The agent does not run for some time; nor does the host, if it is the machine that sleeps.
-    pub fn sleep(&self, lasts: Duration, host_too: bool) {
-        let until = Instant::now() + lasts;
-        self.agent().process.sleep_until(until);
-        if host_too {
-            lock(&self.state).host_asleep_until = Some(until);
-        }
+    /// The agent does not run for some time.
+    pub fn agent_sleeps(&self, lasts: Duration) {
+        self.agent().process.sleep_until(Instant::now() + lasts);
+    }
+
+    /// The host does not run for some time.
+    pub fn host_sleeps(&self, lasts: Duration) {
+        self.host.sleep_until(Instant::now() + lasts);
     }
 }

@@ -55,16 +55,17 @@ impl Sim {
     ) -> Arc<Self> {
         let chance = Chance::new(seed);
         let net = Arc::new(Net::new(chance.clone()));
-        let lease = format!("{}s", chance.within(6..13));
+        // Mostly short ones, so that they end; some are longer than an agent tries to thaw.
+        let lease = if chance.percent(80) { chance.within(6..13) } else { 30 };
         let spec = serde_json::from_value(json!({
             "store": { "s3": { "bucket": "b-1" } },
-            "recovery": { "leaseDuration": lease },
+            "recovery": { "leaseDuration": format!("{lease}s") },
         }));
         let spec = spec.expect("a pool's spec");
         let settings = settings::pool(&spec).expect("a pool's settings");
         let servers = (0..chance.within(20..27)).map(|n| ServerUid(format!("s{n}"))).collect();
         Arc::new(Self {
-            store: Store::new(chance.clone(), net.clone()),
+            store: Store::new(chance.clone(), net.clone(), mutation == Some(Mutation::Overwrite)),
             kube: Kube::new(chance.clone(), spec),
             net,
             chance,

@@ -50,11 +50,13 @@ pub struct Store {
     chance: Chance,
     net: Arc<Net>,
     state: Mutex<State>,
+    /// A mistake: see [`crate::faults::Mutation::Overwrite`].
+    overwrites: bool,
 }
 
 impl Store {
-    pub fn new(chance: Chance, net: Arc<Net>) -> Arc<Self> {
-        Arc::new(Self { memory: Arc::default(), chance, net, state: Mutex::default() })
+    pub fn new(chance: Chance, net: Arc<Net>, overwrites: bool) -> Arc<Self> {
+        Arc::new(Self { memory: Arc::default(), chance, net, state: Mutex::default(), overwrites })
     }
 
     pub fn trouble(&self, trouble: Trouble, lasts: Duration) {
@@ -122,6 +124,9 @@ impl Objects for Seen {
             sleep(on_its_way + late).await;
             if late.is_zero() && (to.has(Trouble::Outage) || to.net.is_cut(node, Node::Store)) {
                 return;
+            }
+            if to.overwrites {
+                let _ = to.memory.delete(&key).await;
             }
             let done = to.memory.create(&key, body).await;
             if !unheard {

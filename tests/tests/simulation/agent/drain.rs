@@ -8,21 +8,22 @@ use std::{
 
 use handoff::{
     PodUid, ServerUid,
-    drain::{Action, Drain, Ended, Event, Job, Limits, Plan, Summary},
+    drain::{Action, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
     source,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{self, Instant},
 };
 use wire::session::{DrainReport, from_agent};
 
 use super::{Agent, Phase, give::give, release::release, session};
-use crate::lock;
+use crate::{lock, watch};
 
 const PLAN_FRESH: Duration = Duration::from_secs(5);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
-const MOMENT: Duration = Duration::from_millis(5);
+const SOONEST: Duration = Duration::from_millis(10);
+const ELSEWHERE: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(5);
 const UNANNOUNCED: Duration = Duration::from_secs(10);
 const ANNOUNCE_WAIT: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ pub(super) fn begin(agent: &Arc<Agent>, announced: bool) {
     session::tell_status(agent);
     let draining = agent.clone();
     agent.process.spawn(async move {
-        if *draining.pool.borrow() {
+        if draining.pool.get() {
             empty(&draining, announced).await;
         }
         draining.sim.trace(|| format!("{} is drained", draining.pod));
@@ -119,10 +120,10 @@ impl Running {
                     Action::Handoff(server, target) => self.hand_off(server, target),
                     Action::Abort(server) => {
                         if let Some(abort) = self.aborts.get(&server) {
-                            abort.send_replace(true);
+                            abort.replace(true);
                         }
                     }
-                    Action::Stop(server, _) => self.stop(server),
+                    Action::Stop(server, reason) => self.stop(server, reason),
                     Action::Wake(at) => wake = agent.clock.at(at),
                     Action::Done(summary) => return self.past.add(&summary),
                 }
@@ -131,16 +132,17 @@ impl Running {
                 self.reported = Instant::now();
                 self.tell(drain.summary(), false);
             }
+            // Past the deadline there is only the end of what was begun to wait for.
+            let wake = wake.max(Instant::now() + SOONEST);
             let look = [Some(wake), unannounced, (!stale_used).then_some(stale)].into_iter().flatten().min();
             let event = tokio::select! {
                 biased;
                 event = inbox.recv() => event.unwrap_or(Event::Tick),
-                Ok(()) = plans.changed() => {
+                () = plans.changed() => {
                     let plan = self.plan(None).filter(|plan| stale_used || plan.is_good_enough());
                     plan.map_or(Event::Tick, Event::Plan)
                 }
-                // Past its deadline the machine asks to be woken in the past, which would let no virtual time pass.
-                () = time::sleep_until(look.unwrap_or(wake).max(Instant::now() + MOMENT)) => Event::Tick,
+                () = time::sleep_until(look.unwrap_or(wake)) => Event::Tick,
             };
             let mut events = vec![event];
             if unannounced.is_some_and(|at| at <= Instant::now()) {
@@ -158,9 +160,8 @@ impl Running {
 
     /// The standing plan, if it is not older than `fresh`.
     fn plan(&self, fresh: Option<Duration>) -> Option<Plan> {
-        let plan = self.agent.plan.borrow();
-        let standing = plan.as_ref().filter(|plan| fresh.is_none_or(|fresh| plan.at.elapsed() <= fresh))?;
-        Some(standing.plan.clone())
+        let plan = self.agent.plan.get()?;
+        fresh.is_none_or(|fresh| plan.at.elapsed() <= fresh).then_some(plan.plan)
     }
 
     /// A hook without a deletion that the operator knows of: the kubelet may have given seconds only.
@@ -179,7 +180,8 @@ impl Running {
             return;
         };
         let (agent, events) = (self.agent.clone(), self.events.clone());
-        let (abort, aborted) = watch::channel(false);
+        let abort = watch::Sender::new(false);
+        let aborted = abort.subscribe();
         self.aborts.insert(uid.clone(), abort);
         self.agent.process.spawn(async move {
             let (ended, gap) = give(&agent, &server, target, source::Limits::default(), aborted).await;
@@ -190,14 +192,19 @@ impl Running {
         });
     }
 
-    fn stop(&self, uid: ServerUid) {
+    fn stop(&self, uid: ServerUid, reason: StopReason) {
         let Some(server) = self.agent.get(&uid) else {
             let _ = self.events.send(Event::StopEnded(uid, true));
             return;
         };
+        let hurries = matches!(reason, StopReason::Deadline | StopReason::StoreUnavailable);
+        let targets = self.agent.plan.get().is_some_and(|standing| !standing.plan.candidates.is_empty());
         let (agent, events, until) = (self.agent.clone(), self.events.clone(), self.deadline);
         self.agent.process.spawn(async move {
             let written = release(&agent, &server, until).await;
+            if written && !hurries && targets {
+                let _ = time::timeout(ELSEWHERE, elsewhere(&agent, &uid)).await;
+            }
             let _ = events.send(Event::StopEnded(uid, written));
         });
     }
@@ -215,5 +222,12 @@ impl Running {
         };
         *lock(&self.agent.report) = Some(report.clone());
         self.agent.tell(from_agent::Body::Drain(report));
+    }
+}
+
+/// The agent learns it from the directory.
+async fn elsewhere(agent: &Arc<Agent>, uid: &ServerUid) {
+    while agent.sim.others_that_serve(&agent.pod, uid).is_empty() {
+        time::sleep(SOONEST).await;
     }
 }

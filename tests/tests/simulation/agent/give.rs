@@ -11,7 +11,7 @@ use handoff::{
 };
 use store::{AppendError, Body, Draft};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
     time,
 };
 use wire::session::{Moved, from_agent, gone::How};
@@ -22,6 +22,7 @@ use crate::{
     host::CALL,
     net::{Receiver, Sender},
     steps::Step,
+    watch,
 };
 
 const THAW_TRIES: u32 = 3;
@@ -64,6 +65,7 @@ struct Giving {
     wake: Option<Instant>,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
+    discarding: Option<oneshot::Receiver<()>>,
 }
 
 /// Hands a server to a target. Returns when the server is there, durably, or certainly here, or out of our hands.
@@ -98,6 +100,7 @@ pub(super) async fn give(
         wake: None,
         held_at: None,
         gap: None,
+        discarding: None,
     };
     let (mut machine, actions) = Source::start(limits, agent.clock.now());
     let mut outcome = giving.perform(actions).await;
@@ -137,13 +140,15 @@ pub(super) async fn give(
         }
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
-    giving.finish(outcome.unwrap_or(Outcome::Fenced))
+    let outcome = outcome.unwrap_or(Outcome::Fenced);
+    if outcome == Outcome::Fenced {
+        giving.discarded().await;
+    }
+    giving.finish(outcome)
 }
 
 async fn raised(flag: &mut watch::Receiver<bool>) {
-    if flag.wait_for(|raised| *raised).await.is_err() {
-        std::future::pending::<()>().await;
-    }
+    flag.wait_for(|raised| *raised).await;
 }
 
 impl Giving {
@@ -277,8 +282,8 @@ impl Giving {
         self.turn = None;
         for _ in 0..THAW_TRIES {
             let call = (self.server.epoch(), self.agent.next_attempt());
-            let thawed = time::timeout(CALL, self.agent.host.thaw(&self.server.id.uid, call)).await;
-            if matches!(thawed, Ok(Ok(()))) {
+            let thaw = self.agent.host.thaw(&self.server.id.uid, call);
+            if self.agent.lease.is_open() && matches!(time::timeout(CALL, thaw).await, Ok(Ok(()))) {
                 self.server.update(|held| held.phase = Phase::Active);
                 return;
             }
@@ -308,11 +313,21 @@ impl Giving {
         });
     }
 
-    fn discard(&self) {
+    fn discard(&mut self) {
         let (agent, server) = (self.agent.clone(), self.server.clone());
+        let (done, discarding) = oneshot::channel();
         self.agent.process.spawn(async move {
             agent.stop_in_host(&server).await;
+            let _ = done.send(());
         });
+        self.discarding = Some(discarding);
+    }
+
+    /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
+    async fn discarded(&mut self) {
+        if let Some(discarding) = self.discarding.take() {
+            let _ = discarding.await;
+        }
     }
 
     fn observe(&self, event: &Event<Bytes>) {

@@ -10,13 +10,10 @@ use handoff::{
     lease::{Heartbeat, Lease, Standing},
     log::Writer,
 };
-use tokio::{
-    sync::watch,
-    time::{self, sleep, timeout},
-};
+use tokio::time::{self, sleep, timeout};
 
 use super::{APPEND, Agent, recover};
-use crate::{host::Refused, lock, process::Clock};
+use crate::{faults::Mutation, host::Refused, lock, process::Clock, sim::Sim, watch};
 
 /// Until the pool's settings say otherwise.
 const DURATION: Duration = Duration::from_secs(15);
@@ -38,13 +35,22 @@ pub(super) struct Keeper {
     lease: Mutex<Lease>,
     view: watch::Sender<View>,
     told: watch::Sender<Option<(u64, Generation)>>,
+    /// A mistake: see [`Mutation::LateAnswerRevives`].
+    revives: bool,
 }
 
 impl Keeper {
-    pub fn new(pod: PodUid, clock: Clock, begun: u64) -> Self {
-        let lease = Lease::new(Generation(begun), DURATION);
+    pub fn new(sim: &Sim, pod: PodUid, clock: Clock) -> Self {
+        let lease = Lease::new(Generation(sim.now_ms()), DURATION);
         let view = View { generation: lease.generation(), standing: Standing::Waiting, deadline: None };
-        Self { pod, clock, lease: Mutex::new(lease), view: watch::Sender::new(view), told: watch::Sender::default() }
+        Self {
+            pod,
+            clock,
+            lease: Mutex::new(lease),
+            view: watch::Sender::new(view),
+            told: watch::Sender::default(),
+            revives: sim.mutated(Mutation::LateAnswerRevives),
+        }
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut Lease, Instant) -> R) -> R {
@@ -53,7 +59,7 @@ impl Keeper {
         let result = change(&mut lease, now);
         let standing = lease.look(now);
         let view = View { generation: lease.generation(), standing, deadline: lease.deadline() };
-        self.view.send_if_modified(|known| std::mem::replace(known, view) != view);
+        self.view.set(view);
         result
     }
 
@@ -66,7 +72,17 @@ impl Keeper {
     }
 
     pub fn answered(&self, heartbeat: Heartbeat) {
-        self.change(|lease, now| lease.answered(heartbeat, now));
+        self.change(|lease, now| {
+            if self.revives && heartbeat.generation == lease.generation() {
+                *lease = revived(heartbeat, lease.duration(), now);
+            }
+            lease.answered(heartbeat, now);
+        });
+    }
+
+    /// Whether requests may pass to the host, by the clock, whenever this process has looked at it last.
+    pub fn gate_is_open(&self) -> bool {
+        lock(&self.lease).clone().look(self.clock.now()) == Standing::Alive
     }
 
     pub fn set_duration(&self, duration: Duration) {
@@ -89,13 +105,12 @@ impl Keeper {
 
     pub async fn ended(&self, generation: Generation) {
         let over = |view: &View| view.generation != generation || view.standing == Standing::Over;
-        let _ = self.view.subscribe().wait_for(over).await;
+        self.view.subscribe().wait_for(over).await;
     }
 
     pub async fn next(&self) -> Generation {
         let going = |view: &View| view.standing != Standing::Over;
-        let view = self.view.subscribe().wait_for(going).await.map(|view| *view);
-        view.map_or_else(|_| self.change(|lease, _| lease.generation()), |view| view.generation)
+        self.view.subscribe().wait_for(going).await.generation
     }
 
     /// Waits until servers may be started here: the lease is good, and the host knows of it.
@@ -103,15 +118,15 @@ impl Keeper {
         let ready = async {
             let (mut told, mut view) = (self.told.subscribe(), self.view.subscribe());
             loop {
-                let now = *view.borrow_and_update();
-                let knows = told.borrow_and_update().is_some_and(|(_, generation)| generation == now.generation);
+                let now = view.see();
+                let knows = told.see().is_some_and(|(_, generation)| generation == now.generation);
                 if knows && self.holds(now.generation) {
                     return;
                 }
                 tokio::select! {
                     biased;
-                    _ = view.changed() => {}
-                    _ = told.changed() => {}
+                    () = view.changed() => {}
+                    () = told.changed() => {}
                 }
             }
         };
@@ -125,11 +140,18 @@ impl Keeper {
     }
 }
 
+/// A lease that counts from when this answer is looked at.
+fn revived(heartbeat: Heartbeat, duration: Duration, now: Instant) -> Lease {
+    let mut lease = Lease::new(heartbeat.generation, duration);
+    while lease.beat(now).is_some_and(|beat| beat.counter < heartbeat.counter) {}
+    lease
+}
+
 /// Looks at the clock for ever: heartbeats to the store when they are due, and the end when it is there.
 pub(super) async fn keep(agent: Arc<Agent>) {
     let mut view = agent.lease.view.subscribe();
     loop {
-        let now = *view.borrow_and_update();
+        let now = view.see();
         let pause = if now.standing == Standing::Over {
             fence(&agent).await;
             Duration::ZERO
@@ -144,7 +166,7 @@ pub(super) async fn keep(agent: Arc<Agent>) {
 }
 
 async fn beat_in_store(agent: &Arc<Agent>, generation: Generation) -> Duration {
-    let (true, Some((heartbeat, _))) = (*agent.pool.borrow(), agent.lease.beat()) else { return STORE.1 };
+    let (true, Some((heartbeat, _))) = (agent.pool.get(), agent.lease.beat()) else { return STORE.1 };
     let (heartbeats, of) = (agent.heartbeats(), Writer { pod: agent.pod.clone(), generation });
     let written = tokio::select! {
         biased;
@@ -179,20 +201,21 @@ async fn fence(agent: &Arc<Agent>) {
 pub(super) async fn tell_host(agent: Arc<Agent>) {
     let (mut view, mut described) = (agent.lease.view.subscribe(), agent.described.subscribe());
     loop {
-        let now = *view.borrow_and_update();
-        let host = *described.borrow_and_update();
+        let now = view.see();
+        let host = described.see();
         let told = match (host, now.deadline) {
+            (Some(instance), _) if !agent.host.knows_leases() => Some((instance, now.generation)),
             (Some(instance), Some(deadline)) if now.standing == Standing::Alive => {
                 tell(&agent, instance, now.generation, deadline).await
             }
-            _ => agent.lease.told.borrow().filter(|(instance, _)| host == Some(*instance)),
+            _ => agent.lease.told.get().filter(|(instance, _)| host == Some(*instance)),
         };
         let failed = told.is_none() && host.is_some() && now.standing == Standing::Alive;
-        agent.lease.told.send_if_modified(|known| std::mem::replace(known, told) != told);
+        agent.lease.told.set(told);
         tokio::select! {
             biased;
-            _ = view.changed() => {}
-            _ = described.changed() => {}
+            () = view.changed() => {}
+            () = described.changed() => {}
             () = sleep(TELL.1), if failed => {}
         }
     }
@@ -214,6 +237,6 @@ async fn tell(
             });
             None
         }
-        _ => agent.lease.told.borrow().filter(|told| *told == (instance, generation)),
+        _ => agent.lease.told.get().filter(|told| *told == (instance, generation)),
     }
 }

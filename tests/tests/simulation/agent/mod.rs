@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use ::agent::start::Silent;
 use bytes::Bytes;
 use handoff::{
     Epoch, HandoffId, PodUid, Sequence, ServerId, ServerUid, drain as machine,
@@ -27,7 +28,7 @@ use handoff::{
 };
 use store::{Body, Heartbeats, Log};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc},
     time::Instant,
 };
 use wire::session::{self as words, from_agent, gone::How};
@@ -41,10 +42,13 @@ use crate::{
     process::{Clock, Process},
     sim::Sim,
     steps::Step,
+    watch,
 };
 
 /// How long one record may take to be written before the attempt is reported as failed.
 const APPEND: Duration = Duration::from_secs(5);
+
+const STARTS_AT_ONCE: usize = 50;
 
 /// The state of a server on its way.
 type Moving = State<Bytes>;
@@ -168,6 +172,7 @@ pub struct Agent {
     servers: Mutex<BTreeMap<ServerUid, Arc<Server>>>,
     receiving: Mutex<Receiving>,
     starting: Mutex<BTreeSet<ServerUid>>,
+    silent: Silent,
     operator: Mutex<Option<Sender<from_agent::Body>>>,
     plan: watch::Sender<Option<StandingPlan>>,
     draining: AtomicBool,
@@ -175,6 +180,7 @@ pub struct Agent {
     done: AtomicBool,
     report: Mutex<Option<words::DrainReport>>,
     freezes: Arc<Semaphore>,
+    starts: Semaphore,
     attempts: AtomicU64,
 }
 
@@ -189,12 +195,13 @@ impl Agent {
             clock,
             process: Arc::default(),
             host: host.clone(),
-            lease: Keeper::new(pod.clone(), clock, sim.now_ms()),
+            lease: Keeper::new(sim, pod.clone(), clock),
             pool: watch::Sender::new(false),
             described: watch::Sender::new(None),
             servers: Mutex::default(),
             receiving: Mutex::default(),
             starting: Mutex::default(),
+            silent: Silent::default(),
             operator: Mutex::default(),
             plan: watch::Sender::new(None),
             draining: AtomicBool::new(false),
@@ -202,8 +209,10 @@ impl Agent {
             done: AtomicBool::new(false),
             report: Mutex::default(),
             freezes: Arc::new(Semaphore::new(1)),
+            starts: Semaphore::new(STARTS_AT_ONCE),
             attempts: AtomicU64::new(sim.now_ms() << 16),
         });
+        host.is_behind(&agent);
         let running = agent.clone();
         agent.process.spawn(async move {
             let leftovers = recover::freeze_leftovers(&running).await;
@@ -232,6 +241,12 @@ impl Agent {
     /// The kubelet says that the pod ends.
     pub fn pre_stop(self: &Arc<Self>) {
         drain::begin(self, false);
+    }
+
+    /// Whether a request for this server would pass to the host.
+    pub fn lets_through(&self, server: &ServerUid) -> bool {
+        let open = self.lease.gate_is_open() || self.sim.skips_the_fence();
+        open && !self.process.is_dead() && self.get(server).is_some()
     }
 
     fn is_draining(&self) -> bool {

@@ -123,7 +123,7 @@ fn take(
     if agent.is_draining() {
         return Err("this pod is draining");
     }
-    if !*agent.pool.borrow() || agent.described.borrow().is_none() {
+    if !agent.pool.get() || agent.described.get().is_none() {
         return Err("this pod cannot host");
     }
     if agent.get(&id.uid).is_some() || lock(&agent.starting).contains(&id.uid) {

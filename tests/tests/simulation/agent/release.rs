@@ -99,6 +99,7 @@ pub(super) async fn release(agent: &Arc<Agent>, server: &Arc<Server>, until: Ins
     let call = (held.epoch, agent.next_attempt());
     let frozen = timeout(within, agent.host.freeze(&server.id.uid, call, held.synced)).await;
     let written = match frozen {
+        Ok(Ok(_)) if agent.sim.mutated(Mutation::ReleaseDropped) => Some(How::Released),
         Ok(Ok(last)) => write(server, last, until).await,
         _ => None,
     };

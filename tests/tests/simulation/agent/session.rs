@@ -64,12 +64,12 @@ pub(super) fn tell_status(agent: &Arc<Agent>) {
 }
 
 fn status(agent: &Arc<Agent>, beat: Option<(Heartbeat, Duration)>) {
-    let host_ready = agent.described.borrow().is_some();
+    let host_ready = agent.described.get().is_some();
     agent.tell(from_agent::Body::Status(Status {
         host_ready,
         draining: agent.is_draining(),
         types: host_types(agent),
-        problem: if host_ready && !*agent.pool.borrow() { "no pool yet".into() } else { String::new() },
+        problem: if host_ready && !agent.pool.get() { "no pool yet".into() } else { String::new() },
         heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
         lease_ms: beat.map_or(0, |(_, lease)| millis(lease)),
         ..Status::default()
@@ -77,8 +77,7 @@ fn status(agent: &Arc<Agent>, beat: Option<(Heartbeat, Duration)>) {
 }
 
 fn host_types(agent: &Arc<Agent>) -> Vec<HostType> {
-    let described = agent.described.borrow();
-    described.iter().map(|_| HostType { name: "room".into(), state_version: 1, loads: vec![1] }).collect()
+    agent.described.get().iter().map(|_| HostType { name: "room".into(), state_version: 1, loads: vec![1] }).collect()
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -96,7 +95,7 @@ fn hello(agent: &Arc<Agent>) -> Hello {
         draining: agent.is_draining(),
         inventory: agent.all().iter().map(|server| server.report()).collect(),
         heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
-        lease_ms: if *agent.pool.borrow() { beat.map_or(0, |(_, lease)| millis(lease)) } else { 0 },
+        lease_ms: if agent.pool.get() { beat.map_or(0, |(_, lease)| millis(lease)) } else { 0 },
         ..Hello::default()
     }
 }
@@ -105,14 +104,14 @@ fn obey(agent: &Arc<Agent>, order: to_agent::Body) {
     match order {
         to_agent::Body::Welcome(welcome) => {
             agent.lease.set_duration(agent.sim.settings.lease_duration);
-            if !agent.pool.send_replace(true) {
+            if !agent.pool.replace(true) {
                 tell_status(agent);
             }
             heard(agent, welcome.heard);
         }
         to_agent::Body::Assign(assign) => start::assigned(agent, assign),
         to_agent::Body::Plan(plan) => {
-            agent.plan.send_replace(Some(standing_plan(plan)));
+            agent.plan.replace(Some(standing_plan(plan)));
         }
         to_agent::Body::Drain(_) => {
             agent.announced.store(true, Ordering::Relaxed);

@@ -74,6 +74,7 @@ fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
 }
 
 async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> Result<Arc<Server>, Failed> {
+    let Ok(_turn) = agent.starts.acquire().await else { return Err(Why::NotHere.into()) };
     if agent.is_draining() {
         return Err(Why::NotHere.into());
     }
@@ -83,11 +84,11 @@ async fn start(agent: &Arc<Agent>, id: &ServerId, assign: &session::Assign) -> R
         let _ = events.send(target::Event::Withdraw("the operator assigned the server here".into()));
         return Err(Why::NotHere.into());
     }
-    if !*agent.pool.borrow() || !agent.lease.ready(LEASE).await || agent.described.borrow().is_none() {
+    if !agent.pool.get() || !agent.lease.ready(LEASE).await || agent.described.get().is_none() {
         return Err(Why::NotHere.into());
     }
     let server = agent.new_server(id.clone(), Epoch::NONE);
-    let _turn = server.turn.lock().await;
+    let _turn_of_server = server.turn.lock().await;
     agent.step(&id.uid, Step::Claim);
     claim_and_start(agent, &server, assign).await?;
     server.update(|held| held.sync_due = next_sync(agent));
@@ -157,11 +158,13 @@ fn supersedes(assign: &session::Assign) -> Option<Supersedes> {
 
 /// Who was only silent may be without the operator, and well: then the store has a heartbeat of it.
 async fn look_up(agent: &Arc<Agent>, doubts: &[Doubt]) -> Result<(), Failed> {
-    for Doubt { of, above } in doubts {
+    for doubt in doubts.iter().filter(|doubt| !agent.silent.knows(doubt)) {
+        let Doubt { of, above } = doubt;
         let found = agent.heartbeats().newest(of, *above).await;
         if let Some(alive) = found.map_err(|_| Failed::from(Why::Store))? {
             return Err(Failed { alive: Some((of.pod.clone(), alive)), ..Why::Alive.into() });
         }
+        agent.silent.note(doubt);
     }
     Ok(())
 }
