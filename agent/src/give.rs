@@ -28,6 +28,7 @@ use crate::{
     host::Snapshot,
     metrics::Stage,
     peer::{final_to_wire, state_to_wire},
+    release::disclaim,
     servers::{Phase, Server, server_ref},
 };
 
@@ -301,7 +302,7 @@ impl Giving {
                 Err(error) => tracing::warn!(server = %self.server.id, %error, "thaw failed"),
             }
         }
-        self.agent.gone(&self.server, How::Disclaimed, "the host does not thaw it", None);
+        disclaim(&self.agent, &self.server, "the host does not thaw it".into());
     }
 
     fn forward(&mut self) {

@@ -21,6 +21,7 @@ use crate::{
     agent::{APPEND, Agent, HOST_CALL, Pool},
     host::{Mode, StartCall},
     inherit,
+    release::stopped,
     servers::{Phase, Server, next_sync, server_id},
 };
 
@@ -316,7 +317,9 @@ async fn serve(
             Ok(())
         }
         Err(error) => {
-            give_back(agent, server, written).await;
+            if stopped(agent, server).await {
+                give_back(agent, server, written).await;
+            }
             Err(Failed::new(Why::Host, &format!("the host did not start it: {error}")))
         }
     }
@@ -324,7 +327,6 @@ async fn serve(
 
 /// The host would not start what this pod has just claimed: release it, so that another pod may.
 async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
-    stop_unserved(agent, server, written.epoch).await;
     let draft = Draft {
         epoch: written.epoch,
         kind: Kind::Release,

@@ -98,6 +98,8 @@ pub enum Mutation {
     Overwrite,
     /// An answer counts from when it is looked at, however late: a generation that is over lives again.
     LateAnswerRevives,
+    /// A server is given up while a host that does not answer may still run it.
+    HungHostGivenUp,
     /// A server's last state is told to be in the store, and is not.
     ReleaseDropped,
 }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use wire::session::{Moved, from_agent, gone::How};
 
-use super::{APPEND, Agent, Moving, Phase, Server, server_ref};
+use super::{APPEND, Agent, Moving, Phase, Server, release::disclaim, server_ref};
 use crate::{
     faults::Mutation,
     host::CALL,
@@ -288,7 +288,7 @@ impl Giving {
                 return;
             }
         }
-        self.agent.gone(&self.server, How::Disclaimed, None);
+        disclaim(&self.agent, &self.server);
     }
 
     fn forward(&mut self) {

@@ -98,19 +98,46 @@ pub(super) async fn release(agent: &Arc<Agent>, server: &Arc<Server>, until: Ins
     let within = CALL.min(until.saturating_duration_since(Instant::now())).max(LAST_CALL);
     let call = (held.epoch, agent.next_attempt());
     let frozen = timeout(within, agent.host.freeze(&server.id.uid, call, held.synced)).await;
+    let froze = matches!(frozen, Ok(Ok(_)));
     let written = match frozen {
         Ok(Ok(_)) if agent.sim.mutated(Mutation::ReleaseDropped) => Some(How::Released),
         Ok(Ok(last)) => write(server, last, until).await,
         _ => None,
     };
-    agent.stop_in_host(server).await;
+    let stopped = agent.stop_in_host(server).await;
+    agent.step(&server.id.uid, Step::Idle);
+    if !froze && !stopped {
+        disclaim(agent, server);
+        return false;
+    }
     if written == Some(How::Released) {
         server.update(|held| held.handed_off = true);
         agent.sim.check.ended_well(&server.id.uid, held.epoch);
     }
-    agent.step(&server.id.uid, Step::Idle);
     agent.gone(server, written.unwrap_or(How::Disclaimed), None);
     written.is_some()
+}
+
+/// Returns once the host certainly does not serve this server, and never will. `false`: the lease was over first.
+pub(super) async fn stopped(agent: &Arc<Agent>, server: &Arc<Server>) -> bool {
+    while agent.lease.holds(server.writer.generation) {
+        if agent.stop_in_host(server).await || !agent.host.listens() {
+            return true;
+        }
+        time::sleep(RETRY).await;
+    }
+    false
+}
+
+/// Gives a server up that the host may be serving still: the operator hears of it when that is certainly over.
+pub(super) fn disclaim(agent: &Arc<Agent>, server: &Arc<Server>) {
+    server.update(|held| held.phase = Phase::Stopping);
+    let (disclaiming, server) = (agent.clone(), server.clone());
+    agent.process.spawn(async move {
+        if disclaiming.sim.mutated(Mutation::HungHostGivenUp) || stopped(&disclaiming, &server).await {
+            disclaiming.gone(&server, How::Disclaimed, None);
+        }
+    });
 }
 
 async fn write(server: &Arc<Server>, last: Final<Bytes>, until: Instant) -> Option<How> {

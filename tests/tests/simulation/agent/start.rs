@@ -14,7 +14,11 @@ use store::{AppendError, Body, Draft, ReadError};
 use tokio::time::{Instant, timeout};
 use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 
-use super::{APPEND, Agent, Moving, Phase, Server, release::next_sync, server_id};
+use super::{
+    APPEND, Agent, Moving, Phase, Server,
+    release::{next_sync, stopped},
+    server_id,
+};
 use crate::{faults::Mutation, host::CALL, lock, steps::Step};
 
 const TRIES: u32 = 5;
@@ -202,7 +206,9 @@ async fn serve(
             Ok(())
         }
         _ => {
-            give_back(agent, server, written).await;
+            if stopped(agent, server).await {
+                give_back(agent, server, written).await;
+            }
             Err(Why::Host.into())
         }
     }
@@ -210,7 +216,6 @@ async fn serve(
 
 /// The host would not start what this pod has just claimed: release it, so that another pod may.
 async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
-    agent.stop_in_host(server).await;
     let draft = Draft {
         epoch: written.epoch,
         kind: Kind::Release,
