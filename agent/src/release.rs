@@ -78,7 +78,7 @@ pub(crate) async fn stopped(agent: &Arc<Agent>, server: &Arc<Server>) -> bool {
             Ok(()) | Err(HostError::Refused { status: StatusCode::PRECONDITION_FAILED, .. }) => return true,
             Err(_) if !listens(agent).await => return true,
             Err(error) => {
-                tracing::error!(server = %server.id, %error, "the host may still run a server that is given up")
+                tracing::error!(server = %server.id, %error, "the host may still run a server that is given up");
             }
         }
         time::sleep(RETRY).await;

@@ -104,6 +104,22 @@ pub enum Mutation {
     ReleaseDropped,
 }
 
+impl Mutation {
+    pub const ALL: [Self; 11] = [
+        Self::ClaimIgnoresDoubts,
+        Self::SkipFence,
+        Self::FinalBeforeGrant,
+        Self::SyncWhileGranting,
+        Self::AckBeforeWritten,
+        Self::ClaimNextEpoch,
+        Self::ThawAfterFinal,
+        Self::Overwrite,
+        Self::LateAnswerRevives,
+        Self::HungHostGivenUp,
+        Self::ReleaseDropped,
+    ];
+}
+
 /// The fault happens: to this pod, if it needs one and this one lives; else to any.
 pub fn strike(sim: &Arc<Sim>, fault: Fault, at: Option<&PodUid>) {
     let living = sim.living();

@@ -143,31 +143,20 @@ fn a_seed_tells_all() {
     }
 }
 
-/// Some seed finds the mistake.
-fn is_found(mutation: Mutation, seeds: u64) {
+/// Whether some seed finds the mistake.
+fn is_found(mutation: Mutation, seeds: u64) -> bool {
     let begun = Instant::now();
     let found = run_all(0..seeds, Some(mutation), &|_| {});
-    let seed = found.unwrap_or_else(|| panic!("{mutation:?} was not found in {seeds} seeds"));
-    let broken = run(seed, Some(mutation), false).broken.unwrap_or_default();
-    println!("{mutation:?} is found by seed {seed} after {:.1} s: {broken}", begun.elapsed().as_secs_f32());
+    let took = begun.elapsed().as_secs_f32();
+    match found {
+        Some(seed) => println!("{mutation:?} is found by seed {seed} after {took:.1} s"),
+        None => println!("{mutation:?} is not found by {seeds} seeds in {took:.1} s"),
+    }
+    found.is_some()
 }
 
 #[test]
 fn mistakes_are_found() {
-    let mistakes = [
-        Mutation::ClaimIgnoresDoubts,
-        Mutation::SkipFence,
-        Mutation::FinalBeforeGrant,
-        Mutation::SyncWhileGranting,
-        Mutation::AckBeforeWritten,
-        Mutation::ClaimNextEpoch,
-        Mutation::ThawAfterFinal,
-        Mutation::Overwrite,
-        Mutation::LateAnswerRevives,
-        Mutation::HungHostGivenUp,
-        Mutation::ReleaseDropped,
-    ];
-    for mistake in mistakes {
-        is_found(mistake, 2_000);
-    }
+    let missed: Vec<_> = Mutation::ALL.into_iter().filter(|mutation| !is_found(*mutation, 2_000)).collect();
+    assert_eq!(missed, []);
 }

@@ -75,7 +75,9 @@ async fn live(sim: &Arc<Sim>, fired: mpsc::UnboundedReceiver<(Fault, PodUid)>) -
     for server in &sim.servers {
         tokio::spawn(client(sim.clone(), server.clone(), written.clone()));
     }
-    tokio::spawn(drain_one(sim.clone()));
+    for _ in 0..sim.chance.within(1..4) {
+        tokio::spawn(drain_one(sim.clone()));
+    }
     faults::plan(sim, FAULTS);
     let mut calm = false;
     let mut steady = 0;
@@ -119,9 +121,9 @@ async fn strike_when_fired(sim: Arc<Sim>, mut fired: mpsc::UnboundedReceiver<(Fa
     }
 }
 
-/// The drain that every run has.
+/// Every run has some drains.
 async fn drain_one(sim: Arc<Sim>) {
-    sleep(sim.chance.ms(1_500..6_000)).await;
+    sleep(sim.chance.ms(1_500..10_000)).await;
     let candidates: Vec<Arc<Pod>> = sim.living().into_iter().filter(|pod| !pod.is_deleting()).collect();
     if let Some(pod) = sim.chance.pick(&candidates) {
         pod.delete();
