@@ -28,7 +28,7 @@ use crate::{
     host::Snapshot,
     metrics::Stage,
     peer::{final_to_wire, state_to_wire},
-    release::disclaim,
+    release::{disclaim, stopped},
     servers::{Phase, Server, server_ref},
 };
 
@@ -60,7 +60,7 @@ struct Giving {
     since: time::Instant,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
-    discarding: Option<JoinHandle<()>>,
+    discarding: Option<JoinHandle<bool>>,
 }
 
 /// What became of a handoff.
@@ -142,8 +142,8 @@ pub async fn give(
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
     let outcome = outcome.unwrap_or(Outcome::Fenced);
-    if outcome == Outcome::Fenced {
-        giving.discarded().await;
+    if outcome == Outcome::Fenced && !giving.discarded().await {
+        return not_begun(Ended::Gone);
     }
     giving.finish(outcome)
 }
@@ -337,13 +337,7 @@ impl Giving {
 
     fn discard(&mut self) {
         let (agent, server) = (self.agent.clone(), self.server.clone());
-        let discarding = tokio::spawn(async move {
-            let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
-            if let Err(error) = stopped {
-                tracing::warn!(server = %server.id, %error, "the host did not discard a server that is another pod's");
-            }
-        });
-        self.discarding = Some(discarding);
+        self.discarding = Some(tokio::spawn(async move { stopped(&agent, &server).await }));
     }
 
     /// Notes how long each step took.
@@ -367,11 +361,13 @@ impl Giving {
     }
 
     /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
-    async fn discarded(&mut self) {
+    /// `false`: the lease was over first.
+    async fn discarded(&mut self) -> bool {
         self.agent.routes.hold(&self.server.id);
-        if let Some(discarding) = self.discarding.take() {
+        match self.discarding.take() {
             // It does not panic, and nobody aborts it.
-            let _ = discarding.await;
+            Some(discarding) => discarding.await.unwrap_or(false),
+            None => true,
         }
     }
 

@@ -102,7 +102,7 @@ pub struct Log {
     pub(crate) prefix: String,
     pub(crate) max_state: AtomicU64,
     known: Mutex<Known>,
-    /// Nonces of appends whose outcome their callers do not know. Held while a create is in flight.
+    /// Nonces of appends whose outcome their callers do not know, or may not have known when they went on. Held while a create is in flight.
     unsure: tokio::sync::Mutex<VecDeque<u64>>,
 }
 
@@ -157,7 +157,12 @@ impl Log {
         }
         let lane = self.lane(authority, &header.kind);
         let result = self.walk(lane, authority, &mut header, packed.as_ref(), &unsure, until).await;
-        if !matches!(result, Err(AppendError::Unavailable(_))) {
+        let settled = match &result {
+            // A handoff may be given up, and the next one's Grant decided on, while its own is on its way here.
+            Ok(written) => written.grantee().is_none(),
+            Err(error) => !matches!(error, AppendError::Unavailable(_)),
+        };
+        if settled {
             unsure.retain(|other| *other != nonce);
         }
         result

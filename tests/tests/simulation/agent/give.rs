@@ -16,7 +16,11 @@ use tokio::{
 };
 use wire::session::{Moved, from_agent, gone::How};
 
-use super::{APPEND, Agent, Moving, Phase, Server, release::disclaim, server_ref};
+use super::{
+    APPEND, Agent, Moving, Phase, Server,
+    release::{disclaim, stopped},
+    server_ref,
+};
 use crate::{
     faults::Mutation,
     host::CALL,
@@ -65,7 +69,7 @@ struct Giving {
     wake: Option<Instant>,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
-    discarding: Option<oneshot::Receiver<()>>,
+    discarding: Option<oneshot::Receiver<bool>>,
 }
 
 /// Hands a server to a target. Returns when the server is there, durably, or certainly here, or out of our hands.
@@ -141,8 +145,9 @@ pub(super) async fn give(
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
     let outcome = outcome.unwrap_or(Outcome::Fenced);
-    if outcome == Outcome::Fenced {
-        giving.discarded().await;
+    if outcome == Outcome::Fenced && !giving.discarded().await {
+        agent.step(&server.id.uid, Step::Idle);
+        return (Ended::Gone, None);
     }
     giving.finish(outcome)
 }
@@ -317,16 +322,17 @@ impl Giving {
         let (agent, server) = (self.agent.clone(), self.server.clone());
         let (done, discarding) = oneshot::channel();
         self.agent.process.spawn(async move {
-            agent.stop_in_host(&server).await;
-            let _ = done.send(());
+            let _ = done.send(stopped(&agent, &server).await);
         });
         self.discarding = Some(discarding);
     }
 
     /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
-    async fn discarded(&mut self) {
-        if let Some(discarding) = self.discarding.take() {
-            let _ = discarding.await;
+    /// `false`: the lease was over first.
+    async fn discarded(&mut self) -> bool {
+        match self.discarding.take() {
+            Some(discarding) => discarding.await.unwrap_or(false),
+            None => true,
         }
     }
 

@@ -13,7 +13,12 @@ use tokio::time::{self, Instant, timeout};
 use wire::session::{self, gone::How};
 
 use super::{Agent, Phase, Server};
-use crate::{faults::Mutation, host::CALL, lock, steps::Step};
+use crate::{
+    faults::Mutation,
+    host::{CALL, Refused},
+    lock,
+    steps::Step,
+};
 
 const ORDERED: Duration = Duration::from_secs(30);
 const LAST_CALL: Duration = Duration::from_secs(1);
@@ -121,8 +126,11 @@ pub(super) async fn release(agent: &Arc<Agent>, server: &Arc<Server>, until: Ins
 /// Returns once the host certainly does not serve this server, and never will. `false`: the lease was over first.
 pub(super) async fn stopped(agent: &Arc<Agent>, server: &Arc<Server>) -> bool {
     while agent.lease.holds(server.writer.generation) {
-        if agent.stop_in_host(server).await || !agent.host.listens() {
-            return true;
+        let call = (server.epoch(), agent.next_attempt());
+        match timeout(CALL, agent.host.stop(&server.id.uid, call)).await {
+            Ok(Ok(()) | Err(Refused::Overtaken)) => return true,
+            _ if !agent.host.listens() => return true,
+            _ => {}
         }
         time::sleep(RETRY).await;
     }
