@@ -193,15 +193,12 @@ pub fn plan(sim: &Arc<Sim>, within: Duration) {
         let step = sim.chance.percent(70).then(|| sim.chance.pick(&Step::ALL).copied()).flatten();
         let sim = sim.clone();
         tokio::spawn(async move {
-            match step.filter(|step| *step != Step::Idle) {
-                Some(step) => {
-                    sleep(at / 4).await;
-                    sim.steps.arm(fault, step);
-                }
-                None => {
-                    sleep(at).await;
-                    strike(&sim, fault, None);
-                }
+            if let Some(step) = step.filter(|step| *step != Step::Idle) {
+                sleep(at / 4).await;
+                sim.steps.arm(fault, step);
+            } else {
+                sleep(at).await;
+                strike(&sim, fault, None);
             }
         });
     }

@@ -275,6 +275,11 @@ impl Host {
     }
 
     fn tell(&self, uid: &ServerUid, run: &Run, how: How) {
+        // Without leases it starts what was in its socket, however late; its agent lets nobody through to that.
+        let closed = || !lock(&self.agent).upgrade().is_some_and(|agent| agent.gate_is_open());
+        if !self.knows_leases && closed() {
+            return;
+        }
         let others = self.sim.others_that_serve(&self.pod, uid);
         self.sim.trace(|| format!("{} serves {uid} in epoch {} ({how:?}) {:?}", self.pod, run.epoch, run.writes));
         self.sim.check.serves(&self.pod, uid, run.epoch, how, &run.writes, &others);

@@ -46,7 +46,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs seeds on all cores until one breaks something; the lowest that did, of those that were run.
-fn run_all(seeds: std::ops::Range<u64>, mutation: Option<Mutation>, seen: &(dyn Fn(&Outcome) + Sync)) -> Option<u64> {
+fn run_all(seeds: std::ops::Range<u64>, mutation: Option<Mutation>, note: &(dyn Fn(&Outcome) + Sync)) -> Option<u64> {
     let (next, broken) = (AtomicU64::new(seeds.start), Mutex::new(None));
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
@@ -58,7 +58,7 @@ fn run_all(seeds: std::ops::Range<u64>, mutation: Option<Mutation>, seen: &(dyn 
                         return;
                     }
                     let outcome = run(seed, mutation, false);
-                    seen(&outcome);
+                    note(&outcome);
                     if let Some(what) = outcome.broken {
                         println!("seed {seed}: {what}");
                         let mut broken = lock(&broken);

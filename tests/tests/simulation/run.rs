@@ -25,7 +25,7 @@ const FAULTS: Duration = Duration::from_secs(18);
 /// Then what was cut is healed.
 const CALM: Duration = Duration::from_secs(22);
 /// And so long after that every server must be served, and every drain over.
-const WELL: Duration = Duration::from_secs(180);
+const WELL: Duration = Duration::from_mins(3);
 /// All must be well for so long.
 const STEADY: u32 = 10;
 const LOOK: Duration = Duration::from_millis(100);

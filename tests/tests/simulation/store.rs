@@ -117,7 +117,7 @@ impl Objects for Seen {
         let on_its_way = store.chance.ms(LATENCY);
         let late = store.has(Trouble::LateCreates) && store.chance.percent(40);
         let unheard = late || (store.has(Trouble::LostAnswers) && store.chance.percent(40));
-        let late = late.then(|| store.chance.ms(LATE)).unwrap_or_default();
+        let late = if late { store.chance.ms(LATE) } else { Duration::ZERO };
         let (answer, answered) = oneshot::channel();
         let (to, node, key) = (store.clone(), self.node, key.to_owned());
         tokio::spawn(async move {

@@ -149,7 +149,7 @@ pub(super) async fn give(
         agent.step(&server.id.uid, Step::Idle);
         return (Ended::Gone, None);
     }
-    giving.finish(outcome)
+    giving.finish(&outcome)
 }
 
 async fn raised(flag: &mut watch::Receiver<bool>) {
@@ -342,7 +342,7 @@ impl Giving {
         }
     }
 
-    fn finish(self, outcome: Outcome) -> (Ended, Option<Duration>) {
+    fn finish(self, outcome: &Outcome) -> (Ended, Option<Duration>) {
         self.step(Step::Idle);
         self.agent.sim.trace(|| format!("{} {} to {}: {outcome:?}", self.agent.pod, self.server.id.uid, self.target));
         let (result, ended) = match outcome {
@@ -352,7 +352,7 @@ impl Giving {
                 self.agent.gone(&self.server, How::HandedOff, Some(&self.target));
                 ("Moved", Ended::Moved)
             }
-            Outcome::Kept { cause, .. } => ("Kept", Ended::Kept(cause)),
+            Outcome::Kept { cause, .. } => ("Kept", Ended::Kept(*cause)),
             Outcome::Fenced => {
                 self.agent.gone(&self.server, How::Fenced, None);
                 ("Gone", Ended::Gone)

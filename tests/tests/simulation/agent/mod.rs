@@ -243,10 +243,14 @@ impl Agent {
         drain::begin(self, false);
     }
 
-    /// Whether a request for this server would pass to the host.
+    /// Whether requests pass to the host at all.
+    pub fn gate_is_open(&self) -> bool {
+        !self.process.is_dead() && (self.lease.gate_is_open() || self.sim.skips_the_fence())
+    }
+
+    /// Whether requests for this server do.
     pub fn lets_through(&self, server: &ServerUid) -> bool {
-        let open = self.lease.gate_is_open() || self.sim.skips_the_fence();
-        open && !self.process.is_dead() && self.get(server).is_some()
+        self.gate_is_open() && self.get(server).is_some()
     }
 
     fn is_draining(&self) -> bool {
