@@ -130,7 +130,7 @@ pub(super) async fn give(
                 giving.wake = None;
                 Event::Tick
             }
-            () = agent.lease.ended(server.writer.generation) => Event::Tick,
+            () = agent.lease.ended(server.writer.generation), if !agent.sim.skips_the_fence() => Event::Tick,
         };
         // Whatever woke this: under a lease that is over, nothing is sent, thawed or written any more.
         if !agent.lease.holds(server.writer.generation) && !agent.sim.skips_the_fence() {

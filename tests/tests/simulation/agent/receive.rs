@@ -86,7 +86,7 @@ async fn receive(
                 taking.wake = None;
                 Event::Tick
             }
-            () = agent.lease.ended(generation) => Event::Tick,
+            () = agent.lease.ended(generation), if !agent.sim.skips_the_fence() => Event::Tick,
         };
         // Whatever woke this: under a lease that is over, nothing is activated or written any more.
         if !agent.lease.holds(generation) && !agent.sim.skips_the_fence() {
