@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use failpoint::reach;
 use handoff::{
     HandoffId, Instant, PodUid, Sequence,
     drain::Ended,
@@ -163,7 +164,10 @@ impl Giving {
         let mut outcome = None;
         for action in actions {
             match action {
-                Action::SendOffer => self.open_stream(),
+                Action::SendOffer => {
+                    self.open_stream();
+                    reach("source: offered");
+                }
                 Action::Copy => self.copy(),
                 Action::SendWarm(state) => {
                     self.send(from_source::Body::Warm(state_to_wire(&state))).await;
@@ -246,6 +250,7 @@ impl Giving {
         self.grantee = Some(grantee.clone());
         server.update(|held| held.granted = Some(grantee.handoff));
         tokio::spawn(async move {
+            reach("source: grant sent");
             let event = match append_grant(&agent, &server, grantee, None).await {
                 Ok(sequence) => Event::Granted(sequence),
                 Err(AppendError::Fenced(header)) => Event::Fenced(*header),
@@ -282,6 +287,7 @@ impl Giving {
         self.server.update(|held| held.phase = Phase::HandingOff);
         let message = peer::Final { grant: grant.0, last: Some(final_to_wire(&last)) };
         self.send(from_source::Body::Final(message)).await;
+        reach("source: final sent");
         self.last = match last {
             Final::State(state) => Some(state),
             Final::Unchanged(_) => self.warm.take(),
@@ -341,6 +347,7 @@ impl Giving {
             if let Err(error) = stopped {
                 tracing::warn!(server = %server.id, %error, "the host did not discard a server that is another pod's");
             }
+            reach("source: discarded");
         });
         self.discarding = Some(discarding);
     }
@@ -358,6 +365,7 @@ impl Giving {
             Event::Durable(_) => Stage::Durable,
             _ => return,
         };
+        reach(stage.place());
         self.agent.metrics.stage(stage, self.since.elapsed());
         // The copy with the standby, and the Grant, run side by side from the acceptance on.
         if !matches!(stage, Stage::Warm | Stage::Grant | Stage::Standby) {

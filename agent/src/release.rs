@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use failpoint::reach;
 use handoff::{
     Epoch,
     log::{Authority, Kind},
@@ -39,6 +40,7 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     server.update(|held| held.phase = Phase::Stopping);
     agent.routes.hold(&server.id);
     let frozen = freeze(agent, server, until).await;
+    reach("release: frozen");
     // One that did not answer is not waited for a second time.
     let patience = if frozen.is_ok() { HOST_CALL } else { LAST_CALL };
     let written = match frozen {
@@ -87,8 +89,10 @@ async fn write(server: &Arc<Server>, state: Final<Bytes>, until: Instant, last: 
                 |state| Body::State(store::State { version: state.version, body: state.body.clone() }),
             ),
         };
+        reach("release: sent");
         match server.log.append(&authority, draft, held.sequence, until).await {
             Ok(header) => {
+                reach("release: released");
                 server.wrote(&header, state.map(|state| state.mark));
                 return Ok(How::Released);
             }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use failpoint::reach;
 use handoff::{Epoch, PodUid, ServerUid, drain, lease::Heartbeat};
 use tokio::time::{self, Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -78,6 +79,7 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
             },
             _ = every.tick() => {
                 status(agent, agent.lease.beat());
+                reach("session: heartbeat sent");
                 if let Some(request) = agent.credentials.to_ask(opened) {
                     agent.operator.tell(from_agent::Body::Certificate(request));
                 }
@@ -182,6 +184,7 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
 
 fn heard(agent: &Arc<Agent>, heartbeat: Option<session::Heartbeat>) {
     if let Some(heartbeat) = heartbeat {
+        reach("session: heartbeat answered");
         agent.lease.answered(heartbeat.into());
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use failpoint::reach;
 use handoff::{
     Epoch, PodUid, Sequence, ServerId, ServerUid,
     claim::{Doubt, Over, Refusal, Start, Supersedes, decide},
@@ -158,6 +159,7 @@ async fn claim_and_start(
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
+        reach("claim: read");
         let header = newest.as_ref().map(|newest| newest.header.clone());
         let decision = decide(header.as_ref(), supersedes.as_ref(), &server.writer);
         let (epoch, after, state_at, doubts, granted) = match decision {
@@ -191,8 +193,10 @@ async fn claim_and_start(
                 _ => Body::At { sequence: state_at, version },
             },
         };
+        reach("claim: sent");
         match server.log.append(&Authority::Reader, draft, after, agent.lease.append_until()).await {
             Ok(written) if agent.lease.holds(server.writer.generation) => {
+                reach("claim: claimed");
                 return serve(agent, server, &written, state).await;
             }
             // Another may have claimed it since. This pod's next inventory says that it has not got it.
@@ -302,6 +306,7 @@ async fn serve(
             Err(Failed::new(Why::NotHere, &"this pod's lease is over"))
         }
         Ok(mark) => {
+            reach("claim: started");
             server.wrote(written, None);
             server.update(|held| {
                 held.phase = Phase::Active;
