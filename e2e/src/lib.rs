@@ -21,6 +21,7 @@ pub mod live;
 pub mod load;
 pub mod metrics;
 pub mod process;
+pub mod processes;
 pub mod report;
 pub mod rollout;
 pub mod rooms;

@@ -45,6 +45,8 @@ pub struct Plan {
     pub servers: Vec<String>,
     /// Writes a second, shared by those that are not being probed.
     pub writes_per_second: u32,
+    /// Times are measured: the client comes before all else on this machine.
+    pub first: bool,
 }
 
 /// Load that is being made.
@@ -72,7 +74,9 @@ impl Load {
         let (begun, has_begun) = tokio::sync::oneshot::channel();
         let shared = Arc::clone(&client);
         let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
-            come_first();
+            if shared.plan.first {
+                come_first();
+            }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 shared.pool.warm(CONNECTIONS).await?;
