@@ -326,7 +326,12 @@ impl Make<'_> {
         let mut last = None;
         let made = until("the webhook lets a pod in", STARTS, async || {
             match self.pods.create(&PostParams::default(), &object).await {
-                Ok(pod) => Ok(Some(pod)),
+                Ok(pod) if pod.spec.as_ref().is_some_and(|spec| spec.init_containers.is_some()) => Ok(Some(pod)),
+                // The API server had not noticed yet that there is a webhook.
+                Ok(_) => {
+                    self.pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+                    Ok(None)
+                }
                 Err(error) => {
                     last = Some(error);
                     Ok(None)
