@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench faults chaos lint generate images previous unit cluster-test cluster-up cluster-down
+.PHONY: help setup demo test bench faults chaos rollouts processes process-test lint generate images previous unit cluster-test cluster-up cluster-down
 
 # What is costly to make and not part of the sources: builds, images, the cluster.
 export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
@@ -28,7 +28,10 @@ CARGO_TEST := cargo test --release --workspace
 E2E = @CARGO_MANIFEST_DIR=$(CURDIR)/e2e $(BUILT)/e2e
 NAMES = $(patsubst %,--test %,$(basename $(notdir $(patsubst %/main.rs,%,$(1)))))
 UNIT_TESTS := $(call NAMES,$(filter-out e2e/%,$(wildcard */tests/*.rs */tests/*/main.rs)))
-CLUSTER_TESTS := $(call NAMES,$(wildcard e2e/tests/*.rs))
+PROCESS_TEST := e2e/tests/processes.rs
+CLUSTER_TESTS := $(call NAMES,$(filter-out $(PROCESS_TEST),$(wildcard e2e/tests/*.rs)))
+# Only there processes have fail points; the next build of what ships puts programs without them in place.
+FAILPOINTS := --features failpoint/on
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,7 +39,7 @@ help: ## list what can be made
 demo: images ## a rolling restart of 300 rooms under load: direct, by the store, and without handoff
 	$(E2E) demo
 
-test: ## everything: lint, unit, property and model tests, then the real cluster
+test: ## everything: lint, unit, property and model tests and the simulation, then the real cluster
 	@begun=$$(date +%s); $(MAKE) --no-print-directory lint unit cluster-test; echo "== all: $$(($$(date +%s) - begun)) s"
 
 bench: images ## rolling restarts until the gap's percentiles mean something
@@ -48,9 +51,20 @@ faults: images ## all that can go wrong: a table of what is moved, stopped and s
 chaos: images ## what breaks without a word (nodes, networks, kills, outages): how soon servers are back, and that none is served twice
 	$(E2E) chaos
 
+rollouts: images ## every kind of rollout: rolling, ahead, blue-green, nodes and pods that are emptied
+	$(E2E) rollouts
+
+processes: export PROCESSES := all
+processes: process-test ## operators, agents and hosts as processes on a real API server and a real S3 server, each killed and paused at each step
+
+process-test: setup ## those of the above that tell most
+	$(PART) "build of processes with fail points" cargo build --release -q --workspace --bins $(FAILPOINTS)
+	$(PART) "real processes" $(CARGO_TEST) $(FAILPOINTS) $(call NAMES,$(PROCESS_TEST)) -- --nocapture
+
 lint: setup $(CARGO_DENY) ## format, clippy, generated files, licences, advisories, chart
 	$(PART) format cargo fmt --all --check
 	$(PART) clippy cargo clippy --release --workspace --all-targets -- -D warnings
+	$(PART) "clippy, fail points" cargo clippy --release -p failpoint --features on -- -D warnings
 	$(PART) "generated files" e2e/stale
 	$(PART) "licences, bans, sources" $(CARGO_DENY) --log-level warn check bans licenses sources
 	$(PART) advisories e2e/advisories $(CARGO_DENY)

@@ -61,6 +61,19 @@ pub struct Target {
     pub gateway: SocketAddr,
 }
 
+impl Target {
+    /// A pod as the operator names it; `None`: without addresses.
+    #[must_use]
+    pub fn of(target: &wire::session::Target) -> Option<Self> {
+        Some(Self {
+            pod: PodUid(target.pod_uid.clone()),
+            name: target.pod.clone(),
+            peer: target.peer_address.parse().ok()?,
+            gateway: target.gateway_address.parse().ok()?,
+        })
+    }
+}
+
 /// The operator's standing plan.
 #[derive(Clone, Debug)]
 pub struct StandingPlan {
@@ -194,6 +207,8 @@ pub struct Agent {
     pub credentials: Arc<Credentials>,
     /// Connections to peers.
     pub peers: crate::peer::Peers,
+    /// Moves that the operator ordered.
+    pub moves: crate::moves::Moves,
     /// Where servers went from here, until other gateways are told.
     pub news: crate::news::News,
     /// Requests to the store, counted.
@@ -246,6 +261,7 @@ impl Agent {
             draining: Draining::default(),
             peers: crate::peer::Peers::new(credentials.clone()),
             credentials,
+            moves: crate::moves::Moves::default(),
             news: crate::news::News::default(),
             store_counts: Arc::default(),
             freezes: Arc::new(Semaphore::new((cores / 2).max(1))),

@@ -35,6 +35,10 @@ pub struct Config {
     /// Directory of the host's and the agent's sockets.
     #[arg(long, env = "DURABLE_DIR", default_value = "/run/durable")]
     pub dir: PathBuf,
+    /// Address that this agent listens on. Every one of its pod, by default: the kubelet calls it at the pod's own, and hooks
+    /// and `kubectl port-forward` at 127.0.0.1.
+    #[arg(long, env = "DURABLE_BIND", default_value = "0.0.0.0")]
+    pub bind: IpAddr,
     /// Port of the gateway for users' requests.
     #[arg(long, env = "DURABLE_GATEWAY_PORT", default_value_t = 7070)]
     pub gateway_port: u16,

@@ -16,7 +16,6 @@ use handoff::{
     PodUid, ServerUid,
     drain::{Action, Blocked, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
     log::Kind,
-    source,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -152,6 +151,7 @@ pub fn begin(agent: &Arc<Agent>, trigger: Trigger) {
     tokio::spawn(move_clients_on(agent.clone()));
     agent.metrics.drain(trigger.name());
     crate::session::tell_status(agent);
+    agent.moves.abort();
     let agent = agent.clone();
     tokio::spawn(async move {
         if let Ok(pool) = agent.pool() {
@@ -183,10 +183,11 @@ async fn move_clients_on(agent: Arc<Agent>) {
     agent.gateway.drain_connections();
 }
 
-/// Waits for servers that are on their way in: refusing new ones has begun already.
+/// Waits for servers that are on their way in, or out: refusing new ones has begun already.
 async fn arrivals(agent: &Arc<Agent>) {
     let until = Instant::now() + SETTLE;
-    while Instant::now() < until && !(agent.starting.is_empty() && agent.receiving.is_empty()) {
+    while Instant::now() < until && !(agent.starting.is_empty() && agent.receiving.is_empty() && agent.moves.is_empty())
+    {
         time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -211,7 +212,7 @@ struct Running {
 }
 
 /// Unit of the semaphore that bounds bytes in flight.
-const KIB: u64 = 1024;
+pub(crate) const KIB: u64 = 1024;
 
 impl Running {
     fn new(agent: &Arc<Agent>, pool: Pool, trigger: Trigger) -> (Self, mpsc::UnboundedReceiver<Event>) {
@@ -343,14 +344,7 @@ impl Running {
             let _ = self.events.send(Event::HandoffEnded(uid, Ended::Gone));
             return;
         };
-        let limits = server.settings(&self.pool).map_or_else(
-            |_| source::Limits::default(),
-            |settings| source::Limits {
-                per_server: settings.per_server_timeout,
-                freeze: settings.freeze_timeout,
-                ..source::Limits::default()
-            },
-        );
+        let limits = server.limits(&self.pool);
         let (agent, events, bytes, told) =
             (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.told.clone());
         let (abort, aborted) = watch::channel(false);
@@ -451,7 +445,7 @@ impl Running {
 }
 
 /// The comparison mode: stop, write, read, start. Over when the directory names a new owner.
-async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Given {
+pub(crate) async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Given {
     let began = Instant::now();
     let gone = Given { ended: Ended::Gone, gap: None, reason: String::new() };
     if !release(agent, server, "TransferStore", until, Kind::Release).await {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use failpoint::reach;
 use handoff::{
     HandoffId, Instant, PodUid, Sequence,
     drain::Ended,
@@ -28,6 +29,7 @@ use crate::{
     host::Snapshot,
     metrics::Stage,
     peer::{final_to_wire, state_to_wire},
+    release::{disclaim, stopped},
     servers::{Phase, Server, server_ref},
 };
 
@@ -59,7 +61,7 @@ struct Giving {
     since: time::Instant,
     held_at: Option<time::Instant>,
     gap: Option<Duration>,
-    discarding: Option<JoinHandle<()>>,
+    discarding: Option<JoinHandle<bool>>,
 }
 
 /// What became of a handoff.
@@ -141,8 +143,8 @@ pub async fn give(
         outcome = giving.perform(machine.on(event, agent.clock.now())).await;
     }
     let outcome = outcome.unwrap_or(Outcome::Fenced);
-    if outcome == Outcome::Fenced {
-        giving.discarded().await;
+    if outcome == Outcome::Fenced && !giving.discarded().await {
+        return not_begun(Ended::Gone);
     }
     giving.finish(outcome)
 }
@@ -163,7 +165,10 @@ impl Giving {
         let mut outcome = None;
         for action in actions {
             match action {
-                Action::SendOffer => self.open_stream(),
+                Action::SendOffer => {
+                    self.open_stream();
+                    reach("source: offered");
+                }
                 Action::Copy => self.copy(),
                 Action::SendWarm(state) => {
                     self.send(from_source::Body::Warm(state_to_wire(&state))).await;
@@ -246,6 +251,7 @@ impl Giving {
         self.grantee = Some(grantee.clone());
         server.update(|held| held.granted = Some(grantee.handoff));
         tokio::spawn(async move {
+            reach("source: grant sent");
             let event = match append_grant(&agent, &server, grantee, None).await {
                 Ok(sequence) => Event::Granted(sequence),
                 Err(AppendError::Fenced(header)) => Event::Fenced(*header),
@@ -282,6 +288,7 @@ impl Giving {
         self.server.update(|held| held.phase = Phase::HandingOff);
         let message = peer::Final { grant: grant.0, last: Some(final_to_wire(&last)) };
         self.send(from_source::Body::Final(message)).await;
+        reach("source: final sent");
         self.last = match last {
             Final::State(state) => Some(state),
             Final::Unchanged(_) => self.warm.take(),
@@ -301,7 +308,7 @@ impl Giving {
                 Err(error) => tracing::warn!(server = %self.server.id, %error, "thaw failed"),
             }
         }
-        self.agent.gone(&self.server, How::Disclaimed, "the host does not thaw it", None);
+        disclaim(&self.agent, &self.server, "the host does not thaw it".into());
     }
 
     fn forward(&mut self) {
@@ -336,13 +343,11 @@ impl Giving {
 
     fn discard(&mut self) {
         let (agent, server) = (self.agent.clone(), self.server.clone());
-        let discarding = tokio::spawn(async move {
-            let stopped = agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await;
-            if let Err(error) = stopped {
-                tracing::warn!(server = %server.id, %error, "the host did not discard a server that is another pod's");
-            }
-        });
-        self.discarding = Some(discarding);
+        self.discarding = Some(tokio::spawn(async move {
+            let stopped = stopped(&agent, &server).await;
+            reach("source: discarded");
+            stopped
+        }));
     }
 
     /// Notes how long each step took.
@@ -358,6 +363,7 @@ impl Giving {
             Event::Durable(_) => Stage::Durable,
             _ => return,
         };
+        reach(stage.place());
         self.agent.metrics.stage(stage, self.since.elapsed());
         // The copy with the standby, and the Grant, run side by side from the acceptance on.
         if !matches!(stage, Stage::Warm | Stage::Grant | Stage::Standby) {
@@ -366,11 +372,13 @@ impl Giving {
     }
 
     /// Before anybody is told that a server is gone that ran until now: on that word it is started elsewhere.
-    async fn discarded(&mut self) {
+    /// `false`: the lease was over first.
+    async fn discarded(&mut self) -> bool {
         self.agent.routes.hold(&self.server.id);
-        if let Some(discarding) = self.discarding.take() {
+        match self.discarding.take() {
             // It does not panic, and nobody aborts it.
-            let _ = discarding.await;
+            Some(discarding) => discarding.await.unwrap_or(false),
+            None => true,
         }
     }
 

@@ -4,6 +4,7 @@
 //!  session ──orders──► start, draining, release, bury    operator's word
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
 //!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
+//!  moves ────────────► give                              one server goes, as the operator ordered
 //!  sync, cleanup                                         snapshots of what changed; old records, and logs of deleted servers
 //!  lease                                                 for how long all of this may go on, and its end
 //!  gateway, routes, news                                 users' requests, wherever the server is
@@ -31,6 +32,7 @@ pub mod host;
 mod inherit;
 pub mod lease;
 pub mod metrics;
+pub mod moves;
 pub mod news;
 pub mod peer;
 pub mod problem;

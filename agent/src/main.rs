@@ -1,6 +1,13 @@
 //! `durable-agent`: see the library for what it does; this file only starts and ends it.
 
-use std::{net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use agent::{
     agent::Agent,
@@ -119,12 +126,12 @@ fn init_logs() {
 /// Listens on everything. The gateway's task ends after its shutdown, when the last answer is out.
 fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
     let config = &agent.config;
-    let gateway = bind(config.gateway_port)?;
+    let gateway = bind(config.bind, config.gateway_port)?;
     let serving = agent.clone();
     let served = tokio::spawn(async move { serving.gateway.serve(gateway).await });
-    let peers = bind(config.peer_port)?;
+    let peers = bind(config.bind, config.peer_port)?;
     tokio::spawn(peer::serve(agent.clone(), peers));
-    let hooks = bind(config.hook_port)?;
+    let hooks = bind(config.bind, config.hook_port)?;
     tokio::spawn(hooks::serve(agent.clone(), hooks));
     let socket = bind_socket(&config.agent_socket())?;
     tokio::spawn(axum::serve(socket, socket::router(agent.clone())).into_future());
@@ -135,15 +142,15 @@ fn listen(agent: &Arc<Agent>) -> anyhow::Result<JoinHandle<()>> {
 /// come at once when a server that many wait for has moved; those over it lose their SYN, for a second.
 const BACKLOG: u32 = 4096;
 
-fn bind(port: u16) -> anyhow::Result<TcpListener> {
-    let address = SocketAddr::from(([0, 0, 0, 0], port));
+fn bind(ip: IpAddr, port: u16) -> anyhow::Result<TcpListener> {
+    let address = SocketAddr::new(ip, port);
     let listen = || {
-        let socket = TcpSocket::new_v4()?;
+        let socket = if ip.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen().with_context(|| format!("port {port} cannot be listened on"))
+    listen().with_context(|| format!("{address} cannot be listened on"))
 }
 
 /// Both containers of the pod run as users of their own, hence the mode.

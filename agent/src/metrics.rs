@@ -49,6 +49,22 @@ impl Stage {
             Self::Gap => "gap",
         }
     }
+
+    /// Where a handoff is when this is over.
+    #[must_use]
+    pub const fn place(self) -> &'static str {
+        match self {
+            Self::Offer => "source: accepted",
+            Self::Warm => "source: copied",
+            Self::Grant => "source: granted",
+            Self::Standby => "source: ready",
+            Self::Queue => "source: turn to freeze",
+            Self::Freeze => "source: frozen",
+            Self::FinalToActivated => "source: activated",
+            Self::Durable => "source: durable",
+            Self::Gap => "source: forwarded",
+        }
+    }
 }
 
 /// What became of a request at the gateway.

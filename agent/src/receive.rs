@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use failpoint::reach;
 use handoff::{
     Epoch, HandoffId, Instant, Sequence, ServerId, ServerUid,
     log::{Authority, Kind},
@@ -269,6 +270,7 @@ async fn read(mut incoming: Streaming<peer::FromSource>, id: HandoffId, events: 
         let event = match message.body {
             Some(from_source::Body::Warm(state)) => state_from_wire(state).map(Event::Warm),
             Some(from_source::Body::Final(last)) => {
+                reach("target: final received");
                 let grant = Sequence(last.grant);
                 last.last.and_then(final_from_wire).map(|last| Event::Final { grant, last })
             }
@@ -290,12 +292,18 @@ impl Taking {
         let mut outcome = None;
         for action in actions {
             match action {
-                Action::SendAccept => self.answer(from_target::Body::Accept(peer::Accept {
-                    pod_uid: self.server.writer.pod.0.clone(),
-                    generation: self.server.writer.generation.0,
-                })),
+                Action::SendAccept => {
+                    self.answer(from_target::Body::Accept(peer::Accept {
+                        pod_uid: self.server.writer.pod.0.clone(),
+                        generation: self.server.writer.generation.0,
+                    }));
+                    reach("target: accepted");
+                }
                 Action::StartStandby(state) => self.start_standby(state),
-                Action::SendReady => self.answer(from_target::Body::Ready(peer::Ready {})),
+                Action::SendReady => {
+                    self.answer(from_target::Body::Ready(peer::Ready {}));
+                    reach("target: ready");
+                }
                 Action::SendReject(reason) => self.answer(from_target::Body::Reject(reason)),
                 Action::Activate(last) => self.activate(last),
                 Action::Serve => self.serve(),
@@ -331,7 +339,10 @@ impl Taking {
                 state: Some(&state),
             };
             let event = match agent.host.start(&call, HOST_CALL).await {
-                Ok(_) => Event::StandbyStarted,
+                Ok(_) => {
+                    reach("target: standby");
+                    Event::StandbyStarted
+                }
                 Err(error) => Event::StandbyFailed(format!("the host did not start a standby: {error}")),
             };
             let _ = events.send(event);
@@ -344,6 +355,7 @@ impl Taking {
         tokio::spawn(async move {
             let event = match agent.host.activate(&server.id.uid, server.epoch(), attempt, &last, HOST_CALL).await {
                 Ok(mark) => {
+                    reach("target: activated");
                     server.update(|held| held.synced = Some(mark));
                     Event::Activated
                 }
@@ -378,8 +390,10 @@ impl Taking {
                 writer: server.writer.clone(),
                 body: Body::State(store::State { version: state.version, body: state.body }),
             };
+            reach("target: first record sent");
             let event = match server.log.append(&authority, draft, after, agent.lease.append_until()).await {
                 Ok(header) => {
+                    reach("target: first record written");
                     server.update(|held| held.state_bytes = bytes);
                     server.wrote(&header, mark);
                     Event::Appended(header.sequence)

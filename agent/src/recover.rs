@@ -84,7 +84,7 @@ pub async fn watch_host(agent: Arc<Agent>) {
 }
 
 /// Whether any process listens for the host: the kernel itself refuses connections to the socket of one that is gone.
-async fn listens(agent: &Agent) -> bool {
+pub(crate) async fn listens(agent: &Agent) -> bool {
     let connected = UnixStream::connect(agent.config.host_socket()).await;
     !connected.is_err_and(|error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use failpoint::reach;
 use handoff::{
     Epoch,
     log::{Authority, Kind},
     source::{Final, State},
 };
+use hyper::StatusCode;
 use store::{AppendError, Body, Draft};
 use tokio::time::{self, Instant};
 use wire::session::{self, gone::How};
@@ -16,6 +18,7 @@ use crate::{
     agent::{Agent, HOST_CALL},
     bury,
     host::HostError,
+    recover::listens,
     servers::{Phase, Server, server_id},
 };
 
@@ -39,20 +42,26 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
     server.update(|held| held.phase = Phase::Stopping);
     agent.routes.hold(&server.id);
     let frozen = freeze(agent, server, until).await;
+    let froze = frozen.is_ok();
+    reach("release: frozen");
     // One that did not answer is not waited for a second time.
-    let patience = if frozen.is_ok() { HOST_CALL } else { LAST_CALL };
+    let patience = if froze { HOST_CALL } else { LAST_CALL };
     let written = match frozen {
         Ok(state) => write(server, state, until, last).await,
         Err(error) => Err(format!("the host did not give its last state: {error}")),
     };
     let stopped = agent.host.stop(&server.id.uid, held.epoch, agent.next_attempt(), patience).await;
-    if let Err(error) = stopped {
+    if let Err(error) = &stopped {
         tracing::warn!(server = %server.id, %error, "the host did not stop a released server");
     }
     match &written {
         Ok(How::Released) => server.update(|held| held.handed_off = true),
         Ok(_) => {}
         Err(error) => tracing::error!(server = %server.id, %error, "a server stopped without its last state written"),
+    }
+    if !froze && stopped.is_err() {
+        disclaim(agent, server, written.err().unwrap_or_default());
+        return false;
     }
     agent.gone(
         server,
@@ -61,6 +70,34 @@ pub async fn release(agent: &Arc<Agent>, server: &Arc<Server>, reason: &str, unt
         None,
     );
     written.is_ok()
+}
+
+/// Returns once the host certainly does not serve this server, and never will: it said so, or is gone. What it was asked and did
+/// not answer it may still do, once it goes on. `false`: the lease was over first, and all of this with it.
+pub(crate) async fn stopped(agent: &Arc<Agent>, server: &Arc<Server>) -> bool {
+    while agent.lease.holds(server.writer.generation) {
+        match agent.host.stop(&server.id.uid, server.epoch(), agent.next_attempt(), HOST_CALL).await {
+            Ok(()) | Err(HostError::Refused { status: StatusCode::PRECONDITION_FAILED, .. }) => return true,
+            Err(_) if !listens(agent).await => return true,
+            Err(error) => {
+                tracing::error!(server = %server.id, %error, "the host may still run a server that is given up");
+            }
+        }
+        time::sleep(RETRY).await;
+    }
+    false
+}
+
+/// Gives a server up that the host may be serving still: on the operator's hearing of it, it is started elsewhere, so that must
+/// not come before it is certainly over.
+pub(crate) fn disclaim(agent: &Arc<Agent>, server: &Arc<Server>, reason: String) {
+    server.update(|held| held.phase = Phase::Stopping);
+    let (agent, server) = (agent.clone(), server.clone());
+    tokio::spawn(async move {
+        if stopped(&agent, &server).await {
+            agent.gone(&server, How::Disclaimed, &reason, None);
+        }
+    });
 }
 
 async fn freeze(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Result<Final<Bytes>, HostError> {
@@ -87,8 +124,10 @@ async fn write(server: &Arc<Server>, state: Final<Bytes>, until: Instant, last: 
                 |state| Body::State(store::State { version: state.version, body: state.body.clone() }),
             ),
         };
+        reach("release: sent");
         match server.log.append(&authority, draft, held.sequence, until).await {
             Ok(header) => {
+                reach("release: released");
                 server.wrote(&header, state.map(|state| state.mark));
                 return Ok(How::Released);
             }

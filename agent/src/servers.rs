@@ -10,7 +10,7 @@ use crds::{DurableServerSpec, settings::Resolved};
 use handoff::{
     Epoch, HandoffId, Sequence, ServerId, ServerUid,
     log::{Header, Kind, Writer},
-    source::Mark,
+    source::{Limits, Mark},
 };
 use store::{Body, Log};
 use tokio::time::Instant;
@@ -178,6 +178,13 @@ impl Server {
     /// What holds for it now. Both specs were found valid when they came.
     pub fn settings(&self, pool: &Pool) -> Result<Resolved, String> {
         crds::settings::server(&pool.spec, &self.spec).map_err(|invalid| invalid.to_string())
+    }
+
+    /// Bounds of one handoff of it.
+    #[must_use]
+    pub fn limits(&self, pool: &Pool) -> Limits {
+        let Ok(settings) = self.settings(pool) else { return Limits::default() };
+        Limits { per_server: settings.per_server_timeout, freeze: settings.freeze_timeout, ..Limits::default() }
     }
 
     /// Its `config`, as the host gets it.

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use failpoint::reach;
 use handoff::{Epoch, PodUid, ServerUid, drain, lease::Heartbeat};
 use tokio::time::{self, Instant};
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -78,6 +79,7 @@ async fn session(agent: &Arc<Agent>, leader: Option<SocketAddr>) -> anyhow::Resu
             },
             _ = every.tick() => {
                 status(agent, agent.lease.beat());
+                reach("session: heartbeat sent");
                 if let Some(request) = agent.credentials.to_ask(opened) {
                     agent.operator.tell(from_agent::Body::Certificate(request));
                 }
@@ -125,7 +127,10 @@ fn millis(duration: Duration) -> u64 {
 
 fn hello(agent: &Arc<Agent>) -> session::Hello {
     let beat = agent.lease.beat();
+    // Before the inventory: one that is started in between is in both, and never in neither.
+    let starting = agent.starting.all().into_iter().map(|uid| uid.0).collect();
     session::Hello {
+        starting,
         protocol: wire::PROTOCOL,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         peer_address: agent.peer_address().to_string(),
@@ -162,6 +167,7 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
             make_ahead(agent, &plan);
             agent.plan.send_replace(Some(plan));
         }
+        Some(to_agent::Body::Move(order)) => crate::moves::ordered(agent, order),
         Some(to_agent::Body::Drain(order)) => {
             tracing::info!(reason = order.reason, "the operator orders a drain");
             draining::begin(agent, Trigger::Operator);
@@ -182,6 +188,7 @@ fn obey(agent: &Arc<Agent>, order: session::ToAgent, chunks: &mut Chunks) -> any
 
 fn heard(agent: &Arc<Agent>, heartbeat: Option<session::Heartbeat>) {
     if let Some(heartbeat) = heartbeat {
+        reach("session: heartbeat answered");
         agent.lease.answered(heartbeat.into());
     }
 }
@@ -229,17 +236,15 @@ fn standing_plan(plan: session::Plan) -> StandingPlan {
     let mut targets = HashMap::new();
     let mut candidates = Vec::new();
     for target in plan.targets {
-        let addresses: (Result<SocketAddr, _>, Result<SocketAddr, _>) =
-            (target.peer_address.parse(), target.gateway_address.parse());
-        let (Ok(peer), Ok(gateway)) = addresses else { continue };
-        let pod = PodUid(target.pod_uid);
+        let Some(reached) = Target::of(&target) else { continue };
         candidates.push(drain::Candidate {
-            pod: pod.clone(),
+            pod: reached.pod.clone(),
             newest: target.newest,
+            deletion_cost: target.deletion_cost,
             load: target.load,
             capacity: target.capacity,
         });
-        targets.insert(pod.clone(), Target { pod, name: target.pod, peer, gateway });
+        targets.insert(reached.pod.clone(), reached);
     }
     StandingPlan { plan: drain::Plan { candidates, more_expected: plan.more_expected }, targets, at: Instant::now() }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use failpoint::reach;
 use handoff::{
     Epoch, PodUid, Sequence, ServerId, ServerUid,
     claim::{Doubt, Over, Refusal, Start, Supersedes, decide},
@@ -21,6 +22,7 @@ use crate::{
     agent::{APPEND, Agent, HOST_CALL, Pool},
     host::{Mode, StartCall},
     inherit,
+    release::stopped,
     servers::{Phase, Server, next_sync, server_id},
 };
 
@@ -59,6 +61,12 @@ impl Starting {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<ServerUid> {
+        self.lock().iter().cloned().collect()
     }
 }
 
@@ -158,6 +166,7 @@ async fn claim_and_start(
     let mut hint = Sequence(assign.hint);
     for _ in 0..TRIES {
         let newest = server.log.read_newest(hint).await.map_err(read_failed)?;
+        reach("claim: read");
         let header = newest.as_ref().map(|newest| newest.header.clone());
         let decision = decide(header.as_ref(), supersedes.as_ref(), &server.writer);
         let (epoch, after, state_at, doubts, granted) = match decision {
@@ -191,8 +200,10 @@ async fn claim_and_start(
                 _ => Body::At { sequence: state_at, version },
             },
         };
+        reach("claim: sent");
         match server.log.append(&Authority::Reader, draft, after, agent.lease.append_until()).await {
             Ok(written) if agent.lease.holds(server.writer.generation) => {
+                reach("claim: claimed");
                 return serve(agent, server, &written, state).await;
             }
             // Another may have claimed it since. This pod's next inventory says that it has not got it.
@@ -232,11 +243,14 @@ impl Silent {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn knows(&self, doubt: &Doubt) -> bool {
+    /// Whether this was looked up, and found.
+    #[must_use]
+    pub fn knows(&self, doubt: &Doubt) -> bool {
         self.runs().get(&doubt.of).is_some_and(|above| *above <= doubt.above)
     }
 
-    fn note(&self, doubt: &Doubt) {
+    /// The store has no heartbeat above.
+    pub fn note(&self, doubt: &Doubt) {
         let mut runs = self.runs();
         if runs.len() >= MAX_SILENT {
             runs.clear();
@@ -302,6 +316,7 @@ async fn serve(
             Err(Failed::new(Why::NotHere, &"this pod's lease is over"))
         }
         Ok(mark) => {
+            reach("claim: started");
             server.wrote(written, None);
             server.update(|held| {
                 held.phase = Phase::Active;
@@ -313,7 +328,9 @@ async fn serve(
             Ok(())
         }
         Err(error) => {
-            give_back(agent, server, written).await;
+            if stopped(agent, server).await {
+                give_back(agent, server, written).await;
+            }
             Err(Failed::new(Why::Host, &format!("the host did not start it: {error}")))
         }
     }
@@ -321,7 +338,6 @@ async fn serve(
 
 /// The host would not start what this pod has just claimed: release it, so that another pod may.
 async fn give_back(agent: &Arc<Agent>, server: &Arc<Server>, written: &Header) {
-    stop_unserved(agent, server, written.epoch).await;
     let draft = Draft {
         epoch: written.epoch,
         kind: Kind::Release,

@@ -10,7 +10,9 @@ use agent::{
     agent::{Agent, Pool},
     config::Config,
     host::{HostClient, HostError, ListedPhase, Mode, StartCall},
-    lease, recover, start,
+    lease, recover,
+    release::release,
+    start,
 };
 use bytes::Bytes;
 use clap::Parser;
@@ -63,6 +65,12 @@ impl Scene {
     /// An agent whose first heartbeat was answered, with a lease of this length.
     async fn begin(lease: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        tokio::spawn(Host::new().serve::<Note>().listen(dir.path()).unwrap().serve_until(std::future::pending()));
+        Self::beside(dir, lease).await
+    }
+
+    /// The same, beside the host that has its socket there.
+    async fn beside(dir: TempDir, lease: Duration) -> Self {
         let path = dir.path().to_str().unwrap();
         let config = Config::parse_from([
             "durable-agent",
@@ -81,7 +89,6 @@ impl Scene {
             "--dir",
             path,
         ]);
-        tokio::spawn(Host::new().serve::<Note>().listen(dir.path()).unwrap().serve_until(std::future::pending()));
         let agent = support::agent(config);
         let store = Arc::new(Memory::default());
         let spec: crds::DurableServerPoolSpec =
@@ -105,13 +112,17 @@ impl Scene {
     }
 
     fn assign(&self, superseded: u64, silent: Option<session::Heartbeat>) {
+        self.assign_of("note", superseded, silent);
+    }
+
+    fn assign_of(&self, kind: &str, superseded: u64, silent: Option<session::Heartbeat>) {
         let id = server();
         start::assigned(
             &self.agent,
             session::Assign {
                 assignment: 1,
                 server: Some(session::ServerRef { namespace: id.namespace, name: id.name, uid: id.uid.0 }),
-                spec_json: r#"{"pool":"notes","type":"note"}"#.into(),
+                spec_json: serde_json::json!({ "pool": "notes", "type": kind }).to_string(),
                 superseded_epoch: superseded,
                 superseded_pod_uid: "pod-a".into(),
                 superseded_silent: silent,
@@ -239,9 +250,8 @@ async fn signal(process: &tokio::process::Child, name: &str) {
     assert!(sent.success());
 }
 
-/// It wakes with both in its socket, the new lease and a request, and must look at the clock before it takes up either.
-#[tokio::test]
-async fn a_host_that_slept_past_its_deadline_serves_nothing() {
+/// A host that runs as a process of its own, and its socket's place.
+fn host_process() -> (TempDir, tokio::process::Child) {
     let dir = tempfile::tempdir().unwrap();
     let process = tokio::process::Command::new("python3")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/notes-python/notes.py"))
@@ -249,6 +259,31 @@ async fn a_host_that_slept_past_its_deadline_serves_nothing() {
         .kill_on_drop(true)
         .spawn()
         .expect("python3 is installed: e2e/setup does it");
+    (dir, process)
+}
+
+/// What it was asked while it hung is in its socket: told to be free, the server would be started elsewhere, and then served
+/// here as well once the host goes on.
+#[tokio::test]
+async fn a_server_is_not_given_up_while_its_host_hangs() {
+    let (dir, process) = host_process();
+    let mut scene = Scene::beside(dir, Duration::from_mins(1)).await;
+    scene.assign_of("notes", 0, None);
+    assert!(matches!(scene.hear().await, from_agent::Body::Held(_)));
+    let held = scene.agent.servers.get(&server().uid).unwrap();
+    signal(&process, "-STOP").await;
+    assert!(!release(&scene.agent, &held, "Drain", time::Instant::now(), Kind::Release).await);
+    assert!(time::timeout(Duration::from_millis(500), scene.hear()).await.is_err(), "the host may still serve it");
+    signal(&process, "-CONT").await;
+    let from_agent::Body::Gone(gone) = scene.hear().await else { panic!("never given up") };
+    assert_eq!(gone.how(), session::gone::How::Disclaimed);
+    assert_eq!(scene.agent.host.list(PATIENCE).await.unwrap().len(), 0);
+}
+
+/// It wakes with both in its socket, the new lease and a request, and must look at the clock before it takes up either.
+#[tokio::test]
+async fn a_host_that_slept_past_its_deadline_serves_nothing() {
+    let (dir, process) = host_process();
     let host = HostClient::new(&dir.path().join("host.sock"), 1 << 20);
     while host.describe(PATIENCE).await.is_err() {
         time::sleep(Duration::from_millis(20)).await;

@@ -40,6 +40,10 @@ pub const VERSION: &str = "v1alpha1";
 
 /// The label that puts a pod into a pool; its value is the pool's name.
 pub const POOL_LABEL: &str = "durableserver.io/pool";
+/// Annotation of a pod; `true`: it gets no more servers.
+pub const CORDON_ANNOTATION: &str = "durableserver.io/cordon";
+/// Annotation of a pod; `true`: it gets no more servers, and those it has move to other pods, live.
+pub const DRAIN_ANNOTATION: &str = "durableserver.io/drain";
 
 /// Types of the conditions in the resources' status.
 pub mod condition {

@@ -21,6 +21,7 @@ use crate::{ByteSize, Duration, limits};
     validation = ("size(self.metadata.name) <= 63", "choose a pool name of at most 63 characters: it is the value of the pods' label durableserver.io/pool"),
     printcolumn(name = "Servers", type_ = "integer", json_path = ".status.servers"),
     printcolumn(name = "Running", type_ = "integer", json_path = ".status.running"),
+    printcolumn(name = "Leaving", type_ = "integer", json_path = ".status.leaving"),
     printcolumn(name = "Pods", type_ = "integer", json_path = ".status.pods"),
     printcolumn(name = "Handoff", type_ = "boolean", json_path = ".spec.handoffOnShutdown.enabled"),
     printcolumn(name = "Bucket", type_ = "string", json_path = ".spec.store.s3.bucket", priority = 1),
@@ -44,6 +45,15 @@ pub struct DurableServerPoolSpec {
     /// Which pods servers are put into.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// A Service of this namespace: servers run only in pods that its selector matches, and move there, live, when it
+    /// changes. For blue-green deployments. Default: all pods of the pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = limits::MAX_OBJECT_NAME))]
+    #[x_kube(validation = limits::object_name())]
+    pub active_service: Option<String>,
+    /// Servers stay where they are while their pods live: no move is begun, but for pods that shut down. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<bool>,
     /// How servers come back that were not handed off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<Recovery>,
@@ -143,6 +153,10 @@ pub struct PoolHandoff {
     /// Default false: servers are stopped, and started elsewhere from the store.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
+    /// Move servers before their pods shut down: in a rollout as soon as pods of the new revision are ready, and off nodes that
+    /// are cordoned. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<bool>,
     /// The whole drain of a pod; past it, what is left is stopped gracefully. Default 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = limits::DRAIN.rule())]
@@ -193,6 +207,10 @@ pub struct Placement {
     /// Prefer pods of the newest revision, so that a server moves once in a rollout. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefer_newest_revision: Option<bool>,
+    /// Move servers from the fullest pods to the emptiest, slowly, while nothing else goes on: after a rollout or a scale-up, until
+    /// no pod has a tenth more than its part. Default false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<bool>,
 }
 
 /// How servers come back that were not handed off.
@@ -264,6 +282,9 @@ pub struct DurableServerPoolStatus {
     /// Pods whose agent has a session.
     #[serde(default)]
     pub pods: u32,
+    /// Servers in pods that live, but that servers are to leave: ahead of a rollout, for another active side, or because of a cordon.
+    #[serde(default)]
+    pub leaving: u32,
     /// `Accepted` and `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]

@@ -13,6 +13,7 @@ pub const MAX_CONFIG_BYTES: usize = 4 << 10;
 
 /// What holds for a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a wish of its own
 pub struct Pool {
     /// Where state is kept.
     pub store: Bucket,
@@ -30,6 +31,14 @@ pub struct Pool {
     pub max_servers_per_pod: Option<u32>,
     /// Prefer pods of the newest revision.
     pub prefer_newest_revision: bool,
+    /// Even out what pods have.
+    pub rebalance: bool,
+    /// The Service that servers follow.
+    pub active_service: Option<String>,
+    /// No server is moved while its pod lives.
+    pub paused: bool,
+    /// Servers move before their pods shut down.
+    pub ahead: bool,
     /// How long an agent may serve on one sign of life.
     pub lease_duration: Duration,
     /// Servers that one pod starts at once.
@@ -128,6 +137,10 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
             &limits::SERVERS,
         )?,
         prefer_newest_revision: placement.prefer_newest_revision.unwrap_or(true),
+        rebalance: placement.rebalance.unwrap_or(false),
+        active_service: spec.active_service.clone(),
+        paused: spec.paused.unwrap_or(false),
+        ahead: spec.handoff_on_shutdown.as_ref().and_then(|handoff| handoff.ahead).unwrap_or(false),
         lease_duration: time("spec.recovery.leaseDuration", recovery.lease_duration.as_ref(), &limits::LEASE)?
             .unwrap_or(Duration::from_secs(15)),
         max_starts: number("spec.recovery.maxConcurrency", recovery.max_concurrency, &limits::CONCURRENCY)?
@@ -292,6 +305,7 @@ mod tests {
         assert_eq!((pool.max_state_bytes, pool.keep_records, pool.max_starts), (64 << 20, 3, 50));
         assert_eq!((pool.host_stop_time, pool.lease_duration), (Duration::from_secs(5), Duration::from_secs(15)));
         assert_eq!((pool.max_servers_per_pod, pool.prefer_newest_revision), (None, true));
+        assert_eq!((pool.active_service, pool.paused, pool.ahead, pool.rebalance), (None, false, false, false));
         assert_eq!(
             pool.drain,
             Drain {

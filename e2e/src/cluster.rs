@@ -337,7 +337,7 @@ fn cache() -> PathBuf {
 }
 
 /// A program of our own cluster's, or the one in the `PATH`.
-fn tool(name: &str) -> PathBuf {
+pub(crate) fn tool(name: &str) -> PathBuf {
     let own = cache().join("cluster/bin").join(name);
     if own.exists() { own } else { name.into() }
 }

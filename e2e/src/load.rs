@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::figures::{Answer, Kind, Said};
 use crate::http::Pool;
+use crate::wait::until;
 
 /// A client waits no longer than this.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +46,8 @@ pub struct Plan {
     pub servers: Vec<String>,
     /// Writes a second, shared by those that are not being probed.
     pub writes_per_second: u32,
+    /// Times are measured: the client comes before all else on this machine.
+    pub first: bool,
 }
 
 /// Load that is being made.
@@ -72,10 +75,13 @@ impl Load {
         let (begun, has_begun) = tokio::sync::oneshot::channel();
         let shared = Arc::clone(&client);
         let thread = std::thread::Builder::new().name("load".into()).spawn(move || {
-            come_first();
+            if shared.plan.first {
+                come_first();
+            }
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                shared.pool.warm(CONNECTIONS).await?;
+                // The Service may lead for a moment more to a pod that has just gone.
+                until("connections are open", PATIENCE, async || Ok(shared.pool.warm(CONNECTIONS).await.ok())).await?;
                 shared.sweep().await;
                 let _ = begun.send(());
                 shared.run(stopped).await;

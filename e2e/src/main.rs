@@ -14,6 +14,7 @@ use e2e::figures::Spread;
 use e2e::metrics::Histograms;
 use e2e::report::{self, Limit};
 use e2e::rollout::{self, Figures, Rollout};
+use e2e::rollouts;
 use e2e::rooms::Rooms;
 use serde_json::{Value, json};
 
@@ -41,6 +42,12 @@ enum Command {
     Bench,
     /// All that can go wrong, and what is seen of it.
     Faults,
+    /// All ways in which servers go to other pods though nothing breaks, and what clients notice.
+    Rollouts {
+        /// Only ways whose names contain this.
+        #[arg(default_value = "")]
+        only: String,
+    },
     /// What breaks without a word, and how servers come back.
     Chaos {
         /// Only faults whose names contain this.
@@ -58,6 +65,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
+        Command::Rollouts { only } => rollouts::run(&only).await,
         Command::Chaos { only, servers } => chaos::run(servers, chaos::Part::All, &only).await,
         Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }
@@ -185,7 +193,11 @@ async fn bench() -> Result<()> {
         fast.p99.zip(slow.p99).map(|(f, s)| f / s),
         0.2,
     ));
-    limits.push(Limit::time("off: from a clean Release to being served elsewhere, p99 (ms)", stopped.p99, RELEASED_P99));
+    limits.push(Limit::time(
+        "off: from a clean Release to being served elsewhere, p99 (ms)",
+        stopped.p99,
+        RELEASED_P99,
+    ));
     report::check(&limits)?;
     rooms.close().await
 }

@@ -79,6 +79,17 @@ pub struct Rollout {
 /// Restarts the rooms' pods while the outside client probes and writes. With `show`, says while it runs what moves
 /// where.
 pub async fn measure(rooms: &Rooms, servers: usize, writes_per_second: u32, show: bool) -> Result<Rollout> {
+    observe(rooms, servers, writes_per_second, show, rooms.restart()).await
+}
+
+/// The same with anything else that sends servers to other pods.
+pub async fn observe(
+    rooms: &Rooms,
+    servers: usize,
+    writes_per_second: u32,
+    show: bool,
+    sends: impl Future<Output = Result<()>>,
+) -> Result<Rollout> {
     rooms.all_running(servers, SETTLED).await?;
     let known: Vec<String> = rooms.view.handoffs().into_iter().map(|handoff| handoff.name).collect();
     let pods = rooms.view.pods();
@@ -91,9 +102,9 @@ pub async fn measure(rooms: &Rooms, servers: usize, writes_per_second: u32, show
     let restart = Instant::now();
     let mut rollout_s = 0.0;
     let restarted = async {
-        let restarted = rooms.restart().await;
+        let sent = sends.await;
         rollout_s = restart.elapsed().as_secs_f64();
-        restarted
+        sent
     };
     watched.during(rooms, &load, restarted).await?;
     watched.during(rooms, &load, rooms.all_running(servers, SETTLED)).await.ok();

@@ -158,7 +158,7 @@ impl Rooms {
         let connected = async || Ok(TcpStream::connect(self.address).await.ok().map(drop));
         until("the Service leads to a pod", PATIENCE, connected).await?;
         let servers = (0..rooms).map(room).collect();
-        Load::start(Plan { address: self.address, servers, writes_per_second }).await
+        Load::start(Plan { address: self.address, servers, writes_per_second, first: true }).await
     }
 
     /// Six rooms of this pod, as places in the load's plan: the same ones in every run in which the pod has the same.

@@ -13,24 +13,17 @@ pub use why::{Blocked, StopReason, foremost};
 use crate::{
     ids::{Instant, PodUid, ServerUid},
     source::Cause,
+    window::Window,
 };
 
 /// Attempts at a server whose state this pod's host does not give. It may be busy with one long request.
 const HOST_TRIES: u32 = 3;
-
-/// Handoffs in flight however long the gaps are: on a machine that is busy with something else, waiting does not help.
-const FLOOR: usize = 4;
 
 /// Bounds of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Handoffs in flight at once, at most.
     pub max_concurrency: usize,
-    /// Handoffs in flight at once to begin with. Preparing one costs the same cores that shorten the gap of another,
-    /// so the number grows only while gaps are short, and shrinks when they are not.
-    pub first_concurrency: usize,
-    /// A gap up to this long is short.
-    pub short_gap: Duration,
     /// Graceful stops in flight at once when time is short.
     pub stop_concurrency: usize,
     /// The same while there is time: a stop may then last until its server is served elsewhere, and more at once would
@@ -52,8 +45,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_concurrency: 50,
-            first_concurrency: 8,
-            short_gap: Duration::from_millis(15),
             stop_concurrency: 50,
             gentle_stops: 12,
             stop_after_failures: 3,
@@ -85,6 +76,8 @@ pub struct Candidate {
     pub pod: PodUid,
     /// Of the newest revision: preferred.
     pub newest: bool,
+    /// Of older pods, the lower, the sooner it ends: those that end last are preferred.
+    pub deletion_cost: i32,
     /// Servers it has.
     pub load: u32,
     /// Servers it may have.
@@ -200,7 +193,7 @@ pub struct Drain {
     limits: Limits,
     deadline: Instant,
     hurry: Instant,
-    window: usize,
+    window: Window,
     plan_deadline: Instant,
     plan: Option<Plan>,
     waiting: Vec<Waiting>,
@@ -233,7 +226,7 @@ impl Drain {
             limits,
             deadline,
             hurry: now + (deadline - now) / 2,
-            window: limits.first_concurrency.clamp(1, limits.max_concurrency.max(1)),
+            window: Window::default(),
             plan_deadline: now + limits.plan_wait,
             plan: standing,
             waiting,
@@ -289,16 +282,13 @@ impl Drain {
         self.advance(now)
     }
 
-    /// Additive increase, multiplicative decrease; past half of the time everything that the pool allows.
+    /// Past half of the time everything that the pool allows.
     fn adapt(&mut self, gap: Duration, now: Instant) {
-        let window = if now >= self.hurry {
-            self.limits.max_concurrency
-        } else if gap <= self.limits.short_gap {
-            self.window + 1
+        if now >= self.hurry {
+            self.window.open(self.limits.max_concurrency);
         } else {
-            self.window * 3 / 4
-        };
-        self.window = window.clamp(FLOOR, self.limits.max_concurrency.max(FLOOR));
+            self.window.gap(gap, self.limits.max_concurrency);
+        }
     }
 
     fn handoff_ended(&mut self, server: &ServerUid, ended: Ended, now: Instant) {
@@ -425,7 +415,7 @@ impl Drain {
                 }
                 continue;
             }
-            let may_begin = self.moving.len() < self.window.min(self.limits.max_concurrency)
+            let may_begin = self.moving.len() < self.window.size(self.limits.max_concurrency)
                 && !self.store_is_resting(now)
                 && waiting.job.handoff;
             match self.next_target(&waiting).filter(|_| may_begin) {
@@ -486,7 +476,10 @@ impl Drain {
             .candidates
             .iter()
             .filter(|c| !waiting.tried.contains(&c.pod) && load(c) < u64::from(c.capacity))
-            .min_by_key(|c| (!c.newest, load(c) * 1_000_000 / u64::from(c.capacity.max(1)), c.pod.clone()))
+            .min_by_key(|c| {
+                let ends_soon = if c.newest { 0 } else { -i64::from(c.deletion_cost) };
+                (!c.newest, ends_soon, load(c) * 1_000_000 / u64::from(c.capacity.max(1)), c.pod.clone())
+            })
             .map(|c| c.pod.clone())
     }
 

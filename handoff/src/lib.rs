@@ -10,7 +10,9 @@
 //!  source     one handoff, seen from the pod that gives the server away
 //!  target     one handoff, seen from the pod that receives it
 //!  drain      emptying a pod: order, concurrency, retries, breaker, budget
+//!  window     how many handoffs at once
 //!  placement  which pod is eligible, and which of those is best
+//!  moves      which servers leave pods that live on, and where to
 //! ```
 
 pub mod afterlife;
@@ -19,8 +21,10 @@ pub mod drain;
 pub mod ids;
 pub mod lease;
 pub mod log;
+pub mod moves;
 pub mod placement;
 pub mod source;
 pub mod target;
+pub mod window;
 
 pub use ids::{Epoch, Generation, HandoffId, Instant, PodUid, Sequence, ServerId, ServerUid};

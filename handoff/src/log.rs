@@ -84,11 +84,11 @@ impl Header {
 /// On whose behalf a record is appended: it decides which records found in its place are only in the way.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Authority {
-    /// The owner of this epoch.
+    /// The owner of this epoch. `granted` is the handoff whose Grant it may have written itself.
     Owner {
         /// Its epoch.
         epoch: Epoch,
-        /// The handoff that it granted last, if any: also under another generation, as a restarted agent finds it.
+        /// The handoff that it began, if any.
         granted: Option<HandoffId>,
     },
     /// The target that holds Final's state: stragglers of the source's epoch cannot take anything from it.
@@ -113,10 +113,10 @@ pub enum Found {
     Fenced,
 }
 
-/// The one interpretation of "exists already": what `found` means to whoever would have written `ours`.
+/// The one interpretation of "exists already".
 #[must_use]
-pub fn found(authority: &Authority, ours: &Header, found: &Header) -> Found {
-    if found.nonce == ours.nonce {
+pub fn found(authority: &Authority, nonce: u64, found: &Header) -> Found {
+    if found.nonce == nonce {
         return Found::Ours;
     }
     let (in_the_way, known_grant) = match authority {
@@ -126,12 +126,9 @@ pub fn found(authority: &Authority, ours: &Header, found: &Header) -> Found {
         }
         Authority::Reader => (false, None),
     };
-    // An owner that writes in its epoch has had back whatever it granted there before: a handoff that was rejected may
-    // have its Grant written only after the next one began.
-    let taken_back = matches!(authority, Authority::Owner { .. }) && found.writer == ours.writer;
     let terminal = match &found.kind {
         Kind::Release | Kind::Tombstone { .. } => true,
-        Kind::Grant(grantee) => !taken_back && known_grant != Some(grantee.handoff),
+        Kind::Grant(grantee) => known_grant != Some(grantee.handoff),
         Kind::Claim | Kind::Snapshot => false,
     };
     if in_the_way && !terminal { Found::InTheWay } else { Found::Fenced }

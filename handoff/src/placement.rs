@@ -1,8 +1,8 @@
 //! Which pods may host a server, and which of those is best. Pure functions of an index of the world.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
-use crate::ids::PodUid;
+use crate::{ids::PodUid, moves::Leaving};
 
 /// What is known of a pod when a server looks for a place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub struct PodFacts {
     pub disrupted: bool,
     /// Its node is not cordoned.
     pub schedulable: bool,
+    /// A person said that it shall get no more servers.
+    pub cordoned: bool,
+    /// The Service that the pool follows leads to other pods.
+    pub inactive: bool,
+    /// The lower, the sooner Kubernetes ends it when it has the choice: a Deployment goes by the annotation
+    /// `controller.kubernetes.io/pod-deletion-cost`, a `StatefulSet` ends its highest ordinal first.
+    pub deletion_cost: i32,
+    /// Why servers leave it, though it lives on.
+    pub leaving: Option<Leaving>,
     /// Its agent's session is open.
     pub session: bool,
     /// Its agent is emptying it.
@@ -32,10 +41,8 @@ pub struct PodFacts {
     pub capacity: u32,
     /// Of these, by type; only where a type has a limit of its own.
     pub of_type: HashMap<String, u32>,
-    /// (type, state version) pairs that its host can load.
-    pub loads: HashSet<(String, u32)>,
-    /// Types that its host serves, for servers without a state yet.
-    pub types: HashSet<String>,
+    /// Types that its host serves, and the versions of their states that it can load.
+    pub types: HashMap<String, Vec<u32>>,
 }
 
 /// Why a pod cannot take a server.
@@ -56,6 +63,12 @@ pub enum Ineligible {
     /// Its node is cordoned.
     #[error("is on a cordoned node")]
     NodeCordoned,
+    /// Cordoned itself.
+    #[error("is cordoned")]
+    Cordoned,
+    /// Not where the pool's Service leads.
+    #[error("is not what the active Service selects")]
+    Inactive,
     /// No session.
     #[error("has no agent connected")]
     NoSession,
@@ -71,7 +84,7 @@ pub enum Ineligible {
 }
 
 /// What a server needs of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Need {
     /// Its type.
     pub kind: String,
@@ -90,6 +103,8 @@ impl PodFacts {
             (self.running, Ineligible::NotRunning),
             (self.ready, Ineligible::NotReady),
             (self.schedulable, Ineligible::NodeCordoned),
+            (!self.cordoned, Ineligible::Cordoned),
+            (!self.inactive, Ineligible::Inactive),
             (self.session, Ineligible::NoSession),
             (!self.draining, Ineligible::Draining),
         ];
@@ -103,43 +118,70 @@ impl PodFacts {
         if self.load >= self.capacity || need.max_of_type.is_some_and(|max| of_type >= max) {
             return Err(Ineligible::Full);
         }
-        let loads = match need.state_version {
-            Some(version) => self.loads.contains(&(need.kind.clone(), version)),
-            None => self.types.contains(&need.kind),
-        };
+        let versions = self.types.get(&need.kind);
+        let loads = versions.is_some_and(|known| need.state_version.is_none_or(|version| known.contains(&version)));
         if loads { Ok(()) } else { Err(Ineligible::CannotLoad) }
     }
 
     /// Counts one server more.
-    pub fn take(&mut self, kind: &str) {
+    fn take(&mut self, kind: &str) {
         self.load += 1;
         *self.of_type.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// Lower is better: newest revision first, since a server should move once in a rollout; then the lowest load
-    /// ratio; then the uid, so that the choice is the same wherever it is made.
-    fn rank(&self) -> (bool, u64, &PodUid) {
+    /// Lower is better: newest revision first, since a server should move once in a rollout; of older pods the one that ends last;
+    /// then the lowest load ratio.
+    fn rank(&self) -> Rank {
         let ratio = u64::from(self.load) * 1_000_000 / u64::from(self.capacity.max(1));
-        (!self.newest, ratio, &self.pod)
+        let ends_soon = if self.newest { 0 } else { -i64::from(self.deletion_cost) };
+        (!self.newest, ends_soon, ratio)
+    }
+
+    fn is_open(&self) -> bool {
+        self.load < self.capacity && self.can_host().is_ok()
     }
 }
 
-/// The best pod for a server.
-#[must_use]
-pub fn choose<'a>(pods: impl IntoIterator<Item = &'a PodFacts>, need: &Need) -> Option<&'a PodFacts> {
-    pods.into_iter().filter(|pod| pod.can_take(need).is_ok()).min_by(|a, b| a.rank().cmp(&b.rank()))
+type Rank = (bool, i64, u64);
+
+/// The pods of a pool, in the order in which they are to get servers. Each choice sees the load of those before it.
+#[derive(Clone, Debug)]
+pub struct Board {
+    /// By uid, so that the choice is the same wherever it is made.
+    pods: Vec<PodFacts>,
+    /// Those that may get any server, the best first.
+    open: BTreeSet<(Rank, usize)>,
 }
 
-/// Places many servers at once, each choice seeing the load of those before it. `None`: no pod can take that server.
-#[must_use]
-pub fn spread(pods: &mut [PodFacts], needs: &[Need]) -> Vec<Option<PodUid>> {
-    needs
-        .iter()
-        .map(|need| {
-            let chosen = choose(pods.iter(), need)?.pod.clone();
-            let pod = pods.iter_mut().find(|pod| pod.pod == chosen)?;
-            pod.take(&need.kind);
-            Some(chosen)
-        })
-        .collect()
+impl Board {
+    /// A board of these.
+    #[must_use]
+    pub fn new(mut pods: Vec<PodFacts>) -> Self {
+        pods.sort_unstable_by(|a, b| a.pod.cmp(&b.pod));
+        let open = pods.iter().enumerate().filter(|(_, pod)| pod.is_open()).map(|(n, pod)| (pod.rank(), n)).collect();
+        Self { pods, open }
+    }
+
+    /// All pods, by uid.
+    #[must_use]
+    pub fn pods(&self) -> &[PodFacts] {
+        &self.pods
+    }
+
+    /// The best pod for a server, of those that are `allowed`.
+    pub fn best(&self, need: &Need, allowed: impl Fn(&PodFacts) -> bool) -> Option<&PodFacts> {
+        let open = self.open.iter().filter_map(|(_, n)| self.pods.get(*n));
+        open.into_iter().find(|pod| allowed(pod) && pod.can_take(need).is_ok())
+    }
+
+    /// A pod gets a server of this type.
+    pub fn take(&mut self, pod: &PodUid, kind: &str) {
+        let Ok(n) = self.pods.binary_search_by(|other| other.pod.cmp(pod)) else { return };
+        let Some(facts) = self.pods.get_mut(n) else { return };
+        self.open.remove(&(facts.rank(), n));
+        facts.take(kind);
+        if facts.is_open() {
+            self.open.insert((facts.rank(), n));
+        }
+    }
 }

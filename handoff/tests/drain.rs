@@ -6,6 +6,7 @@ use handoff::{
     Instant, PodUid, ServerUid,
     drain::{Action, Blocked, Candidate, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary, foremost},
     source::Cause,
+    window::FIRST,
 };
 use proptest::prelude::*;
 
@@ -22,7 +23,7 @@ fn job(n: usize) -> Job {
 }
 
 fn candidate(pod: &str, newest: bool, load: u32, capacity: u32) -> Candidate {
-    Candidate { pod: PodUid(pod.into()), newest, load, capacity }
+    Candidate { pod: PodUid(pod.into()), newest, deletion_cost: 0, load, capacity }
 }
 
 fn plan(candidates: Vec<Candidate>) -> Plan {
@@ -89,9 +90,9 @@ fn no_more_than_the_limit_is_in_flight_and_each_end_begins_another() {
 
 #[test]
 fn more_at_once_only_while_gaps_are_short() {
-    let limits = Limits { first_concurrency: 6, ..Limits::default() };
-    let (mut drain, actions) = start((0..40).map(job).collect(), Some(plan(vec![candidate("b", true, 0, 99)])), limits);
-    assert_eq!(handoffs(&actions).len(), 6);
+    let limits = Limits::default();
+    let (mut drain, actions) = start((0..42).map(job).collect(), Some(plan(vec![candidate("b", true, 0, 99)])), limits);
+    assert_eq!(handoffs(&actions).len(), FIRST);
     assert_eq!(handoffs(&drain.on(Event::Gap(Duration::from_millis(3)), at(1))).len(), 1);
     assert_eq!(handoffs(&drain.on(Event::Gap(Duration::from_millis(30)), at(2))).len(), 0);
     assert_eq!(handoffs(&drain.on(Event::HandoffEnded(uid(0), Ended::Moved), at(3))).len(), 0);

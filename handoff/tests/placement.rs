@@ -1,10 +1,14 @@
 //! Placement: who is eligible, and who is best.
 
+use std::time::{Duration, Instant};
+
 use handoff::{
     PodUid,
-    placement::{Ineligible, Need, PodFacts, choose, spread},
+    placement::{Board, Ineligible, Need, PodFacts},
 };
 use proptest::prelude::*;
+
+const LIMIT: Duration = Duration::from_millis(50);
 
 fn pod(name: &str) -> PodFacts {
     PodFacts {
@@ -15,8 +19,7 @@ fn pod(name: &str) -> PodFacts {
         session: true,
         newest: true,
         capacity: 100,
-        types: [String::from("room")].into(),
-        loads: [(String::from("room"), 1)].into(),
+        types: [(String::from("room"), vec![1])].into(),
         ..PodFacts::default()
     }
 }
@@ -25,35 +28,52 @@ fn room(state_version: Option<u32>) -> Need {
     Need { kind: "room".into(), state_version, max_of_type: None }
 }
 
+fn best(pods: &[PodFacts], need: &Need) -> Option<String> {
+    Board::new(pods.to_vec()).best(need, |_| true).map(|pod| pod.pod.0.clone())
+}
+
+/// Places servers one after another. `None`: no pod can take that one.
+fn spread(board: &mut Board, needs: &[Need]) -> Vec<Option<PodUid>> {
+    let place = |need: &Need| {
+        let chosen = board.best(need, |_| true)?.pod.clone();
+        board.take(&chosen, &need.kind);
+        Some(chosen)
+    };
+    needs.iter().map(place).collect()
+}
+
 type Spoil = fn(&mut PodFacts);
 
 #[test]
 fn each_missing_fact_has_a_reason_of_its_own() {
-    let table: [(Ineligible, Spoil); 9] = [
+    let table: [(Ineligible, Spoil); 11] = [
         (Ineligible::Deleting, |pod| pod.deleting = true),
         (Ineligible::Disrupted, |pod| pod.disrupted = true),
         (Ineligible::NotRunning, |pod| pod.running = false),
         (Ineligible::NotReady, |pod| pod.ready = false),
         (Ineligible::NodeCordoned, |pod| pod.schedulable = false),
+        (Ineligible::Cordoned, |pod| pod.cordoned = true),
+        (Ineligible::Inactive, |pod| pod.inactive = true),
         (Ineligible::NoSession, |pod| pod.session = false),
         (Ineligible::Draining, |pod| pod.draining = true),
         (Ineligible::Full, |pod| pod.load = 100),
-        (Ineligible::CannotLoad, |pod| pod.loads.clear()),
+        (Ineligible::CannotLoad, |pod| pod.types.clear()),
     ];
     assert_eq!(pod("a").can_take(&room(Some(1))), Ok(()));
     for (reason, spoil) in table {
         let mut pod = pod("a");
         spoil(&mut pod);
         assert_eq!(pod.can_take(&room(Some(1))), Err(reason));
-        assert!(choose([&pod], &room(Some(1))).is_none());
+        assert!(best(&[pod], &room(Some(1))).is_none());
     }
 }
 
 #[test]
 fn a_server_without_a_state_needs_only_its_type() {
     let mut pod = pod("a");
-    pod.loads.clear();
+    pod.types = [(String::from("room"), Vec::new())].into();
     assert_eq!(pod.can_take(&room(None)), Ok(()));
+    assert_eq!(pod.can_take(&room(Some(1))), Err(Ineligible::CannotLoad));
     pod.types.clear();
     assert_eq!(pod.can_take(&room(None)), Err(Ineligible::CannotLoad));
 }
@@ -62,30 +82,55 @@ fn a_server_without_a_state_needs_only_its_type() {
 fn the_newest_revision_comes_before_an_emptier_pod() {
     let old = PodFacts { newest: false, ..pod("a") };
     let new = PodFacts { load: 99, ..pod("b") };
-    assert_eq!(choose([&old, &new], &room(None)).map(|pod| pod.pod.0.as_str()), Some("b"));
+    assert_eq!(best(&[old.clone(), new.clone()], &room(None)).as_deref(), Some("b"));
     let full = PodFacts { load: 100, ..new };
-    assert_eq!(choose([&old, &full], &room(None)).map(|pod| pod.pod.0.as_str()), Some("a"));
+    assert_eq!(best(&[old, full], &room(None)).as_deref(), Some("a"));
+}
+
+#[test]
+fn of_older_pods_the_one_that_ends_last_is_best() {
+    let old = |name: &str, deletion_cost, load| PodFacts { newest: false, deletion_cost, load, ..pod(name) };
+    let pods = [old("next", -3, 0), old("last", 0, 50), old("later", -1, 0)];
+    assert_eq!(best(&pods, &room(None)).as_deref(), Some("last"));
 }
 
 #[test]
 fn a_type_has_a_limit_of_its_own() {
     let few = Need { max_of_type: Some(2), ..room(None) };
-    let mut pods = [pod("a"), pod("b")];
-    let placed = spread(&mut pods, &[few.clone(), few.clone(), few.clone(), few.clone(), few.clone()]);
+    let mut board = Board::new(vec![pod("a"), pod("b")]);
+    let placed = spread(&mut board, &vec![few.clone(); 5]);
     assert_eq!(placed.iter().flatten().count(), 4);
-    assert_eq!(pods[0].can_take(&few), Err(Ineligible::Full));
-    assert_eq!(pods[0].can_take(&room(None)), Ok(()), "others have none");
+    assert_eq!(board.pods()[0].can_take(&few), Err(Ineligible::Full));
+    assert_eq!(board.pods()[0].can_take(&room(None)), Ok(()), "others have none");
+}
+
+/// Shown on the console and not only here: `cargo test --release --workspace --test placement -- --nocapture ten_thousand`.
+#[test]
+fn ten_thousand_servers_are_placed_on_two_hundred_pods_in_milliseconds_and_twice_as_many_in_twice_the_time() {
+    let time = |servers: usize| {
+        let mut board = Board::new((0..200).map(|n| PodFacts { capacity: 1_000, ..pod(&format!("{n:03}")) }).collect());
+        let needs: Vec<Need> = (0..servers).map(|_| room(Some(1))).collect();
+        let begun = Instant::now();
+        assert!(spread(&mut board, &needs).iter().all(Option::is_some));
+        begun.elapsed()
+    };
+    let best_of = |servers| (0..5).map(|_| time(servers)).min().unwrap_or_default();
+    let (once, twice) = (best_of(10_000), best_of(20_000));
+    let verdict = |passes| if passes { "pass" } else { "FAIL" };
+    println!("  {}  10,000 servers on 200 pods: {once:?} (limit {LIMIT:?})", verdict(once <= LIMIT));
+    println!("  {}  20,000 servers: {twice:?} (limit twice that, and half)", verdict(twice <= once * 5 / 2));
+    assert!(once <= LIMIT * 5 && twice <= once * 10);
 }
 
 proptest! {
     /// A batch never overfills a pod, and pods of one capacity end within one server of each other.
     #[test]
     fn batches_spread(pods in 1..6usize, servers in 0..200usize, capacity in 1..50u32) {
-        let mut pods: Vec<PodFacts> = (0..pods).map(|n| PodFacts { capacity, ..pod(&n.to_string()) }).collect();
-        let placed = spread(&mut pods, &vec![room(None); servers]);
-        let room_for = usize::try_from(capacity).unwrap() * pods.len();
+        let mut board = Board::new((0..pods).map(|n| PodFacts { capacity, ..pod(&n.to_string()) }).collect());
+        let placed = spread(&mut board, &vec![room(None); servers]);
+        let room_for = usize::try_from(capacity).unwrap() * board.pods().len();
         prop_assert_eq!(placed.iter().flatten().count(), servers.min(room_for));
-        let loads: Vec<u32> = pods.iter().map(|pod| pod.load).collect();
+        let loads: Vec<u32> = board.pods().iter().map(|pod| pod.load).collect();
         prop_assert!(loads.iter().all(|load| *load <= capacity));
         prop_assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1);
     }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use failpoint::reach;
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
@@ -16,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use wire::session::ToAgent;
+use wire::session::{ToAgent, to_agent};
 
 use crate::{
     certificates::peers,
@@ -105,10 +106,12 @@ fn carry_out(effect: Effect, outboxes: &mut HashMap<SessionId, Outbox>, edges: &
     match effect {
         Effect::Send(id, body) => {
             let Some(outbox) = outboxes.get(&id) else { return };
+            let place = place(&body);
             if outbox.sender.try_send(Ok(ToAgent { body: Some(body) })).is_err() {
                 tracing::warn!(session = id.0, "an agent does not read what it is sent; its session is ended");
                 outboxes.remove(&id);
             }
+            reach(place);
         }
         Effect::Certify { session, pod, public_key } => {
             let Some(outbox) = outboxes.get(&session) else { return };
@@ -132,6 +135,15 @@ fn carry_out(effect: Effect, outboxes: &mut HashMap<SessionId, Outbox>, edges: &
                 tracing::warn!("an event for people was dropped");
             }
         }
+    }
+}
+
+/// For tests.
+fn place(body: &to_agent::Body) -> &'static str {
+    match body {
+        to_agent::Body::Assign(_) => "operator: assignment sent",
+        to_agent::Body::Drain(_) => "operator: drain ordered",
+        _ => "operator: something sent",
     }
 }
 

@@ -7,6 +7,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use failpoint::reach;
 use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -235,6 +236,7 @@ impl Candidate {
         let lease = self.lease(found);
         match timeout(CALL, self.leases.write(&lease)).await {
             Ok(Ok(Some(lease))) => {
+                reach("operator: lease renewed");
                 self.held = Some(lease);
                 self.renewed = sent;
                 self.leads_until.send_replace(Some(sent + GIVE_UP));

@@ -1,6 +1,6 @@
 //! What the operator knows of Kubernetes' objects, reduced to what decisions need. No client, no clock.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use crds::{
@@ -54,11 +54,24 @@ pub enum Kind {
     Node,
     /// `ReplicaSet`, those with the pool label.
     ReplicaSet,
+    /// `StatefulSet`.
+    StatefulSet,
+    /// `Service`.
+    Service,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Pool, Self::Server, Self::Handoff, Self::Pod, Self::Node, Self::ReplicaSet];
+    pub const ALL: [Self; 8] = [
+        Self::Pool,
+        Self::Server,
+        Self::Handoff,
+        Self::Pod,
+        Self::Node,
+        Self::ReplicaSet,
+        Self::StatefulSet,
+        Self::Service,
+    ];
 
     /// As the API writes it.
     #[must_use]
@@ -70,6 +83,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::Node => "Node",
             Self::ReplicaSet => "ReplicaSet",
+            Self::StatefulSet => "StatefulSet",
+            Self::Service => "Service",
         }
     }
 }
@@ -134,6 +149,17 @@ pub struct Pod {
     pub deleting: bool,
     /// Condition `DisruptionTarget=True`.
     pub disrupted: bool,
+    /// Annotation [`crds::CORDON_ANNOTATION`] is `true`, or the next.
+    pub cordoned: bool,
+    /// Annotation [`crds::DRAIN_ANNOTATION`] is `true`.
+    pub emptied: bool,
+    /// Uid of the `StatefulSet` that made it.
+    pub stateful_set: Option<String>,
+    /// The lower, the sooner it ends: annotation `controller.kubernetes.io/pod-deletion-cost`, 0 without one; of a
+    /// `StatefulSet`, whose highest ordinal is the first to go, the ordinal below zero.
+    pub deletion_cost: i32,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Uid of the `ReplicaSet` that made it.
     pub replica_set: Option<String>,
     /// Every container is reported terminated, and the kubelet will not start one again.
@@ -151,6 +177,8 @@ pub struct ReplicaSet {
     pub revision: u64,
     /// Replicas wanted.
     pub replicas: i32,
+    /// Replicas that its `Deployment` wants in all: annotation `deployment.kubernetes.io/desired-replicas`.
+    pub desired: i32,
 }
 
 /// A `Handoff` as last seen.
@@ -249,6 +277,14 @@ pub enum Event {
     ReplicaSet(ReplicaSet),
     /// It is there no more.
     ReplicaSetGone(String),
+    /// A `StatefulSet` is there or changed: its uid, and the revision that its pods are to have.
+    StatefulSet(String, String),
+    /// It is there no more.
+    StatefulSetGone(String),
+    /// A `Service` is there or changed: what it selects.
+    Service(Key, BTreeMap<String, String>),
+    /// It is there no more.
+    ServiceGone(Key),
     /// A `Handoff` is there or changed.
     Handoff(Box<HandoffObject>),
     /// It is there no more.

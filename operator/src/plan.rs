@@ -77,10 +77,18 @@ impl Standing {
 /// Waiting for it helps: nothing keeps it from becoming a target but time.
 fn on_its_way(pod: &Candidate) -> bool {
     let facts = &pod.facts;
-    pod.alive && !facts.deleting && !facts.disrupted && !facts.draining && facts.schedulable
+    pod.alive
+        && !facts.deleting
+        && !facts.disrupted
+        && !facts.draining
+        && facts.schedulable
+        && !facts.cordoned
+        && !facts.inactive
 }
 
-fn target(pod: &Candidate) -> session::Target {
+/// A pod, as agents are told of it.
+#[must_use]
+pub fn target(pod: &Candidate) -> session::Target {
     session::Target {
         pod_uid: pod.facts.pod.0.clone(),
         pod: pod.name.clone(),
@@ -90,6 +98,7 @@ fn target(pod: &Candidate) -> session::Target {
         load: pod.facts.load,
         capacity: pod.facts.capacity,
         types: pod.types.clone(),
+        deletion_cost: pod.facts.deletion_cost,
     }
 }
 

@@ -1,11 +1,13 @@
 //! From Kubernetes' objects to what decisions need of them. Pure.
 
-use crds::{DurableServer, DurableServerPool, Handoff, POOL_LABEL, settings};
+use std::collections::BTreeMap;
+
+use crds::{CORDON_ANNOTATION, DRAIN_ANNOTATION, DurableServer, DurableServerPool, Handoff, POOL_LABEL, settings};
 use handoff::{PodUid, ServerId, ServerUid};
 use k8s_openapi::{
     api::{
-        apps::v1::ReplicaSet as K8sReplicaSet,
-        core::v1::{ContainerStatus, Node, Pod as K8sPod},
+        apps::v1::{ReplicaSet as K8sReplicaSet, StatefulSet},
+        core::v1::{ContainerStatus, Node, Pod as K8sPod, Service},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -16,6 +18,8 @@ use crate::{
 };
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 
 /// Name and namespace.
 #[must_use]
@@ -81,7 +85,13 @@ pub fn pod(object: &K8sPod) -> Pod {
         let conditions = status.and_then(|status| status.conditions.as_ref());
         conditions.is_some_and(|all| all.iter().any(|c| c.type_ == kind && c.status == "True"))
     };
-    let owners = meta.owner_references.iter().flatten();
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name));
+    let says = |name: &str| annotation(name).is_some_and(|said| said == "true");
+    let emptied = says(DRAIN_ANNOTATION);
+    let owner = |kind: &str| meta.owner_references.iter().flatten().find(|o| o.kind == kind).map(|o| o.uid.clone());
+    let stateful_set = owner("StatefulSet");
+    let cost = || annotation(DELETION_COST).and_then(|cost| cost.parse().ok());
+    let deletion_cost = if stateful_set.is_some() { ordinal(meta).map(|ordinal| -ordinal) } else { cost() };
     let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
     let deleting = meta.deletion_timestamp.is_some();
     Pod {
@@ -95,7 +105,12 @@ pub fn pod(object: &K8sPod) -> Pod {
         ready: condition("Ready"),
         deleting,
         disrupted: condition("DisruptionTarget"),
-        replica_set: owners.clone().find(|owner| owner.kind == "ReplicaSet").map(|owner| owner.uid.clone()),
+        cordoned: emptied || says(CORDON_ANNOTATION),
+        emptied,
+        deletion_cost: deletion_cost.unwrap_or_default(),
+        labels: meta.labels.clone().unwrap_or_default(),
+        replica_set: owner("ReplicaSet"),
+        stateful_set,
         over: all_terminated(object) && (deleting || matches!(phase, "Succeeded" | "Failed")),
     }
 }
@@ -130,15 +145,35 @@ pub fn node(object: &Node) -> (String, bool) {
     (object.metadata.name.clone().unwrap_or_default(), !cordoned && !evicting)
 }
 
+/// The number of a `StatefulSet`'s pod: the end of its name.
+fn ordinal(meta: &ObjectMeta) -> Option<i32> {
+    meta.name.as_ref()?.rsplit('-').next()?.parse().ok()
+}
+
+/// A stateful set: its uid, and the revision that its pods are to have.
+#[must_use]
+pub fn stateful_set(object: StatefulSet) -> (String, String) {
+    let revision = object.status.and_then(|status| status.update_revision);
+    (object.metadata.uid.unwrap_or_default(), revision.unwrap_or_default())
+}
+
+/// A Service: its name, and what it selects.
+#[must_use]
+pub fn service(object: Service) -> (Key, BTreeMap<String, String>) {
+    let selector = object.spec.and_then(|spec| spec.selector);
+    (key(&object.metadata), selector.unwrap_or_default())
+}
+
 /// A replica set.
 #[must_use]
 pub fn replica_set(object: &K8sReplicaSet) -> ReplicaSet {
     let meta = &object.metadata;
-    let revision = meta.annotations.as_ref().and_then(|annotations| annotations.get(REVISION));
+    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name));
     ReplicaSet {
         uid: meta.uid.clone().unwrap_or_default(),
         deployment: meta.owner_references.iter().flatten().find(|o| o.kind == "Deployment").map(|o| o.uid.clone()),
-        revision: revision.and_then(|revision| revision.parse().ok()).unwrap_or_default(),
+        revision: annotation(REVISION).and_then(|revision| revision.parse().ok()).unwrap_or_default(),
+        desired: annotation(DESIRED).and_then(|desired| desired.parse().ok()).unwrap_or_default(),
         replicas: object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
     }
 }

@@ -203,6 +203,8 @@ pub struct PoolFacts<'a> {
     pub running: usize,
     /// Pods with a session.
     pub pods: usize,
+    /// Servers in pods that they are to leave.
+    pub leaving: usize,
     /// Pods that can host.
     pub eligible: usize,
     /// Why agents cannot host, if some said so.
@@ -241,6 +243,7 @@ impl PoolFacts<'_> {
             servers: count(self.servers),
             running: count(self.running),
             pods: count(self.pods),
+            leaving: count(self.leaving),
             conditions: vec![set(condition::ACCEPTED, accepted), set(condition::READY, ready)],
         }
     }

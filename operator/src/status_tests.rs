@@ -183,7 +183,7 @@ fn every_field_that_may_be_absent_is_listed() {
         (keys(serde_json::to_value(server).unwrap()), SERVER, &[][..]),
         (keys(serde_json::to_value(last_handoff).unwrap()), LAST_HANDOFF, &["from", "result", "time"]),
         (keys(serde_json::to_value(handoff).unwrap()), HANDOFF, &["total", "moved", "stopped", "failed"]),
-        (keys(serde_json::to_value(pool).unwrap()), POOL, &["servers", "running", "pods"]),
+        (keys(serde_json::to_value(pool).unwrap()), POOL, &["servers", "running", "pods", "leaving"]),
     ];
     for (mut keys, optional, always) in cases {
         keys.sort();
@@ -198,6 +198,7 @@ fn a_pool_says_what_it_lacks() {
     let previous = DurableServerPoolStatus::default();
     let denied = Problem { reason: Reason::StoreDenied, message: "pod rooms-1 cannot host: no access".into() };
     let facts = |eligible, pods, problem| PoolFacts {
+        leaving: 0,
         generation: 1,
         refused: None,
         servers: 3,

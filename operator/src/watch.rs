@@ -16,8 +16,8 @@ use crds::{DurableServer, DurableServerPool, Handoff, POOL_LABEL};
 use futures::StreamExt;
 use handoff::{PodUid, ServerUid};
 use k8s_openapi::api::{
-    apps::v1::ReplicaSet,
-    core::v1::{Node, Pod},
+    apps::v1::{ReplicaSet, StatefulSet},
+    core::v1::{Node, Pod, Service},
 };
 use kube::{
     Api, Client, Resource,
@@ -61,6 +61,8 @@ pub fn spawn(client: &Client, namespaces: &[String], events: &mpsc::Sender<Event
     each(pods, apis(client, namespaces), &labelled(), events, tasks);
     each(nodes, vec![Api::all(client.clone())], &all(), events, tasks);
     each(replica_sets, apis(client, namespaces), &labelled(), events, tasks);
+    each(stateful_sets, apis(client, namespaces), &all(), events, tasks);
+    each(services, apis(client, namespaces), &all(), events, tasks);
 }
 
 /// One of each of these namespaces; without any, one of all of them.
@@ -151,6 +153,32 @@ fn replica_sets() -> Follow<ReplicaSet> {
         ident: uid,
         seen: |set| Event::ReplicaSet(read::replica_set(&set)),
         gone: |uid, _| Event::ReplicaSetGone(uid),
+        last_word: false,
+    }
+}
+
+fn stateful_sets() -> Follow<StatefulSet> {
+    Follow {
+        kind: Kind::StatefulSet,
+        ident: uid,
+        seen: |set| {
+            let (uid, revision) = read::stateful_set(set);
+            Event::StatefulSet(uid, revision)
+        },
+        gone: |uid, _| Event::StatefulSetGone(uid),
+        last_word: false,
+    }
+}
+
+fn services() -> Follow<Service> {
+    Follow {
+        kind: Kind::Service,
+        ident: |service| read::key(&service.metadata).to_string(),
+        seen: |service| {
+            let (key, selector) = read::service(service);
+            Event::Service(key, selector)
+        },
+        gone: |_, service| Event::ServiceGone(read::key(&service.metadata)),
         last_word: false,
     }
 }

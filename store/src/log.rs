@@ -102,7 +102,7 @@ pub struct Log {
     pub(crate) prefix: String,
     pub(crate) max_state: AtomicU64,
     known: Mutex<Known>,
-    /// Nonces of appends whose outcome their callers do not know. Held while a create is in flight.
+    /// Nonces of appends whose outcome their callers do not know, or may not have known when they went on. Held while a create is in flight.
     unsure: tokio::sync::Mutex<VecDeque<u64>>,
 }
 
@@ -157,7 +157,12 @@ impl Log {
         }
         let lane = self.lane(authority, &header.kind);
         let result = self.walk(lane, authority, &mut header, packed.as_ref(), &unsure, until).await;
-        if !matches!(result, Err(AppendError::Unavailable(_))) {
+        let settled = match &result {
+            // A handoff may be given up, and the next one's Grant decided on, while its own is on its way here.
+            Ok(written) => written.grantee().is_none(),
+            Err(error) => !matches!(error, AppendError::Unavailable(_)),
+        };
+        if settled {
             unsure.retain(|other| *other != nonce);
         }
         result
@@ -208,7 +213,7 @@ impl Log {
     ) -> Result<Header, AppendError> {
         let body = record::encode(header, packed).map_err(AppendError::Refused)?;
         let key = self.key(header.sequence);
-        let mut pauses = Pauses::new(until);
+        let mut pauses = Pauses::new(until, &key);
         loop {
             if Instant::now() >= until {
                 return Err(late("the deadline has passed"));
@@ -224,7 +229,8 @@ impl Log {
 
     /// The header of a record that exists. From here on its key is only read, whatever the answers.
     async fn settled(&self, sequence: Sequence, until: Instant) -> Result<Header, AppendError> {
-        let (key, mut pauses) = (self.key(sequence), Pauses::new(until));
+        let key = self.key(sequence);
+        let mut pauses = Pauses::new(until, &key);
         loop {
             let read = self.lanes.urgent.get(&key, Part::Start(HEAD));
             match timeout_at(until, read).await {
@@ -267,7 +273,7 @@ impl Log {
 /// The one interpretation of "exists already", and one addition: a record that this log tried to write in this epoch
 /// and whose answer was lost is no surprise, whatever it is. Its writer went on without it, so it is only in the way.
 fn judge(authority: &Authority, ours: &Header, there: &Header, unsure: &VecDeque<u64>) -> Found {
-    match found(authority, ours, there) {
+    match found(authority, ours.nonce, there) {
         Found::Fenced if there.epoch == ours.epoch && unsure.contains(&there.nonce) => Found::InTheWay,
         judged => judged,
     }
@@ -317,20 +323,22 @@ pub(crate) async fn off_thread<T: Send + 'static>(
     joined.unwrap_or_else(|error| Err(RecordError::Corrupt(format!("the work on its state was broken off: {error}"))))
 }
 
-/// Pauses between tries, growing, with chance in them so that many logs do not try in step.
+/// Pauses between tries, growing. Each key has its own, so that many logs do not try in step.
 struct Pauses {
     until: Instant,
     next: Duration,
+    spread: f64,
 }
 
 impl Pauses {
-    fn new(until: Instant) -> Self {
-        Self { until, next: MIN_PAUSE }
+    fn new(until: Instant, key: &str) -> Self {
+        let spread = f64::from(crc32fast::hash(key.as_bytes())) / f64::from(u32::MAX);
+        Self { until, next: MIN_PAUSE, spread: 0.5 + spread / 2.0 }
     }
 
     /// Waits for the next try; gives up when it would be past the deadline, or when no try can help.
     async fn after(&mut self, error: StoreError) -> Result<(), AppendError> {
-        let pause = self.next.mul_f64(rand::random_range(0.5..1.0));
+        let pause = self.next.mul_f64(self.spread);
         if error.needs_a_person() || Instant::now() + pause >= self.until {
             return Err(AppendError::Unavailable(error));
         }

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{begin, fenced, grant, log, owner, pointing, snapshot, soon};
 use handoff::{
-    Sequence,
+    Epoch, HandoffId, Sequence,
     log::{Authority, Kind},
 };
 use store::{
@@ -124,6 +124,22 @@ async fn a_late_create_is_resolved_by_the_next_append() {
             }
         }
     }
+}
+
+/// Its target refused while the Grant was being written, and the next target was granted it before that was answered.
+#[tokio::test(start_paused = true)]
+async fn a_grant_of_a_handoff_that_was_given_up_is_no_fence() {
+    let (_, objects) = store();
+    let log = log(&objects, "");
+    let first = begin(&log).await;
+    let granting = |handoff| {
+        let authority = Authority::Owner { epoch: Epoch(1), granted: Some(HandoffId(handoff)) };
+        (authority, pointing(1, grant(handoff), first.sequence))
+    };
+    let (given_up, next) = (granting(8), granting(9));
+    log.append(&given_up.0, given_up.1, first.sequence, soon()).await.unwrap();
+    let next = log.append(&next.0, next.1, first.sequence, soon()).await.unwrap();
+    assert_eq!((next.sequence, next.kind), (Sequence(4), grant(9)));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ let pools = [], pods = [], drains = [], waiting = [], ahead = 0, found = null, p
 const PHASES = [["Running", "running"], ["HandingOff", "moving"], ["Starting", "starting"], ["Stopping", "stopping"],
   ["Pending", "waiting"], ["Stopped", "waiting"], ["Failed", "failed"]];
 const NAMES = { Running: "serving", HandingOff: "handing off", Starting: "starting", Stopping: "stopping", Pending: "waiting", Stopped: "stopped", Failed: "failed" };
-const STATES = { NotReady: "not ready", Silent: "agent silent", CannotHost: "cannot host", Cordoned: "node cordoned", Ready: "ready", Draining: "draining", Ended: "ended" };
+const STATES = { NotReady: "not ready", Silent: "agent silent", CannotHost: "cannot host", Cordoned: "cordoned", Ready: "ready", Draining: "draining", Ended: "ended" };
 const HOLLOW = new Set(["Pending", "Stopped"]);
 const LARGEST = 20, FLIGHT = 700, SETTLE = 300, GLOW = 2600, LABEL = 1500, LEAVE = 900;
 const still = matchMedia("(prefers-reduced-motion: reduce)");

@@ -63,7 +63,7 @@ pub enum PodState {
     Silent,
     /// Its agent cannot host.
     CannotHost,
-    /// Its node is cordoned.
+    /// It is cordoned, or its node is.
     Cordoned,
     /// It can host.
     Ready,

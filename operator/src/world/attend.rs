@@ -6,7 +6,7 @@ use crds::{Reason, settings};
 use handoff::{
     Instant, PodUid, ServerUid,
     claim::Supersedes,
-    placement::{Ineligible, Need, PodFacts, choose},
+    placement::{Board, Ineligible, Need, PodFacts},
 };
 use wire::session::to_agent;
 
@@ -22,7 +22,7 @@ const TURN: Duration = Duration::from_secs(5);
 
 /// Where servers of one pool may go in this pass.
 struct Places {
-    pods: Vec<PodFacts>,
+    board: Board,
     starting: HashMap<PodUid, u32>,
     max_starts: u32,
 }
@@ -34,9 +34,7 @@ impl Places {
 
     fn take(&mut self, pod: &PodUid, kind: &str) {
         *self.starting.entry(pod.clone()).or_default() += 1;
-        if let Some(facts) = self.pods.iter_mut().find(|facts| facts.pod == *pod) {
-            facts.take(kind);
-        }
+        self.board.take(pod, kind);
     }
 }
 
@@ -53,15 +51,13 @@ impl World {
         let Some(pool) = self.pools.get(key).filter(|pool| pool.settled && !pool.ready.is_empty()) else { return };
         let settings = pool.settings.clone();
         let candidates = self.cluster.candidates(&pool.pods, settings.as_ref());
+        let mut pods: Vec<PodFacts> = candidates.into_iter().map(|candidate| candidate.facts).collect();
+        self.count_types(key, &mut pods);
         let mut places = Places {
-            starting: candidates
-                .iter()
-                .map(|c| (c.facts.pod.clone(), starting(&self.cluster, &c.facts.pod, now)))
-                .collect(),
-            pods: candidates.into_iter().map(|candidate| candidate.facts).collect(),
+            starting: pods.iter().map(|pod| (pod.pod.clone(), starting(&self.cluster, &pod.pod, now))).collect(),
+            board: Board::new(pods),
             max_starts: settings.map_or(0, |settings| settings.max_starts),
         };
-        self.count_types(key, &mut places);
         while let Some(uid) = self.pools.get_mut(key).and_then(|pool| pool.ready.pop_first()) {
             let attended = self.attend_server(&uid, &mut places, now);
             let Some(pool) = self.pools.get_mut(key) else { return };
@@ -79,12 +75,12 @@ impl World {
     }
 
     /// Counts what pods have of each type, if any type has a limit of its own.
-    fn count_types(&self, key: &Key, places: &mut Places) {
+    pub(super) fn count_types(&self, key: &Key, pods: &mut [PodFacts]) {
         let spec = self.pools.get(key).and_then(|pool| pool.object.as_ref()).map(|object| &object.spec);
         if !spec.is_some_and(|spec| spec.types.iter().any(|entry| entry.max_servers_per_pod.is_some())) {
             return;
         }
-        for facts in &mut places.pods {
+        for facts in pods {
             let Some(session) = self.cluster.sessions.get(&facts.pod) else { continue };
             for uid in session.held.keys().chain(session.assigned.keys().filter(|uid| !session.held.contains_key(*uid)))
             {
@@ -138,13 +134,14 @@ impl World {
         };
         let avoid = &server.ownership.avoid;
         let home = server.ownership.home();
-        let chosen =
-            choose(places.pods.iter().filter(|pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod)), &need)
-                .or_else(|| choose(places.pods.iter().filter(|pod| !avoid.contains(&pod.pod)), &need))
-                .or_else(|| choose(places.pods.iter(), &need));
+        let board = &places.board;
+        let chosen = board
+            .best(&need, |pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod))
+            .or_else(|| board.best(&need, |pod| !avoid.contains(&pod.pod)))
+            .or_else(|| board.best(&need, |_| true));
         match chosen.map(|facts| facts.pod.clone()) {
             None => {
-                let why = no_pod(server, &places.pods, &need);
+                let why = no_pod(server, places.board.pods(), &need);
                 self.unplaced(uid, Some(why), now);
                 Attended::Wait
             }

@@ -1,9 +1,9 @@
 //! Pods, nodes, replica sets and sessions: what the decisions about servers look at, and never change.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crds::settings;
-use handoff::{Instant, PodUid, ServerUid, lease::Heard, placement::PodFacts};
+use handoff::{Instant, PodUid, ServerUid, lease::Heard, moves::Leaving, placement::PodFacts};
 use wire::session::{Held, HostType};
 
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
 /// Capacity of a pod without a limit: large enough to be none, small enough that one server more changes the ratio by
 /// which pods are compared.
 const NO_LIMIT: u32 = 1_000_000;
+/// Label of a `StatefulSet`'s pods: their revision.
+const REVISION_LABEL: &str = "controller-revision-hash";
 /// A `ReplicaSet` that lost replicas within so many seconds is being scaled down.
 const SHRINKING_SECONDS: u64 = 120;
 
@@ -58,8 +60,12 @@ pub struct Session {
     pub held: HashMap<ServerUid, Held>,
     /// What it is to start, and since when.
     pub assigned: HashMap<ServerUid, Instant>,
+    /// What it is about to start, by its own word: it may have claimed that already.
+    pub starting: HashSet<ServerUid>,
     /// Held servers that have no resource, and since when.
     pub strays: HashMap<ServerUid, Instant>,
+    /// Servers that other agents were told to hand it.
+    pub coming: HashSet<ServerUid>,
     /// It has the whole directory.
     pub directory: bool,
     /// When it was last given a certificate.
@@ -77,6 +83,10 @@ pub struct Cluster {
     pub nodes: HashMap<String, bool>,
     /// By uid.
     pub replica_sets: HashMap<String, ReplicaSet>,
+    /// The revision that the pods of a `StatefulSet` are to have, by uid.
+    pub stateful_sets: HashMap<String, String>,
+    /// What Services select.
+    pub services: HashMap<Key, BTreeMap<String, String>>,
     /// When a `ReplicaSet` lost replicas, by uid.
     pub shrank: HashMap<String, Instant>,
     /// By pod.
@@ -95,9 +105,12 @@ impl Cluster {
         PodView { exists: entry.is_some(), session, over: over && !session, silent: None }
     }
 
-    /// Whether a pod is of the newest revision of its Deployment. Pods of other workloads always are.
+    /// Whether a pod is of the newest revision of its Deployment or `StatefulSet`. Pods of other workloads always are.
     #[must_use]
     pub fn newest(&self, pod: &Pod) -> bool {
+        if let Some(wanted) = pod.stateful_set.as_ref().and_then(|uid| self.stateful_sets.get(uid)) {
+            return wanted.is_empty() || pod.labels.get(REVISION_LABEL) == Some(wanted);
+        }
         let set = pod.replica_set.as_ref().and_then(|uid| self.replica_sets.get(uid));
         let Some((set, deployment)) = set.and_then(|set| Some((set, set.deployment.as_ref()?))) else { return true };
         let siblings = self.replica_sets.values().filter(|other| other.deployment.as_ref() == Some(deployment));
@@ -140,13 +153,16 @@ impl Cluster {
                 deleting: pod.deleting,
                 disrupted: pod.disrupted,
                 schedulable: !self.cordoned(pod),
+                cordoned: pod.cordoned,
+                inactive: self.inactive(pod, settings),
+                deletion_cost: pod.deletion_cost,
+                leaving: self.leaving(pod, settings),
                 session: session.is_some(),
                 draining: session.is_some_and(|session| session.draining),
                 newest: !prefer_newest || self.newest(pod),
                 load: session.map_or(0, load),
                 capacity: settings.and_then(|settings| settings.max_servers_per_pod).unwrap_or(NO_LIMIT),
-                loads: pairs(&types),
-                types: types.iter().map(|kind| kind.name.clone()).collect(),
+                types: types.iter().map(|kind| (kind.name.clone(), kind.loads.clone())).collect(),
                 of_type: HashMap::new(),
             },
             alive: pod.pending || pod.running,
@@ -154,6 +170,27 @@ impl Cluster {
             peer_address: session.map(|session| session.peer.clone()).unwrap_or_default(),
             gateway_address: session.map(|session| session.gateway.clone()).unwrap_or_default(),
             types,
+        }
+    }
+
+    /// Whether the Service that the pool follows leads elsewhere. One that does not exist, or selects by other means than
+    /// labels, leads nowhere, and changes nothing.
+    fn inactive(&self, pod: &Pod, settings: Option<&settings::Pool>) -> bool {
+        let name = settings.and_then(|settings| settings.active_service.clone());
+        let selector = name.and_then(|name| self.services.get(&Key::new(pod.key.namespace.clone(), name)));
+        selector.is_some_and(|selector| selector.iter().any(|(label, value)| pod.labels.get(label) != Some(value)))
+    }
+
+    /// Why servers leave a pod that lives on.
+    fn leaving(&self, pod: &Pod, settings: Option<&settings::Pool>) -> Option<Leaving> {
+        let ahead = settings.is_some_and(|settings| settings.ahead);
+        match () {
+            () if pod.deleting => None,
+            () if pod.emptied => Some(Leaving::Asked),
+            () if ahead && self.cordoned(pod) => Some(Leaving::NodeCordoned),
+            () if self.inactive(pod, settings) => Some(Leaving::Inactive),
+            () if ahead && !self.newest(pod) => Some(Leaving::Replaced),
+            () => None,
         }
     }
 
@@ -166,11 +203,8 @@ impl Cluster {
 }
 
 fn load(session: &Session) -> u32 {
-    u32::try_from(session.held.len() + session.assigned.len()).unwrap_or(u32::MAX)
-}
-
-fn pairs(types: &[HostType]) -> HashSet<(String, u32)> {
-    types.iter().flat_map(|kind| kind.loads.iter().map(|version| (kind.name.clone(), *version))).collect()
+    let coming = session.coming.iter().filter(|uid| !session.held.contains_key(*uid)).count();
+    u32::try_from(session.held.len() + session.assigned.len() + coming).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -179,7 +213,7 @@ mod tests {
 
     fn set(uid: &str, deployment: &str, revision: u64) -> (String, ReplicaSet) {
         let deployment = Some(deployment.to_owned());
-        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1 })
+        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 1 })
     }
 
     fn pod_of(set: Option<&str>) -> Pod {
@@ -197,6 +231,16 @@ mod tests {
         }
         let rolled_back = Cluster { replica_sets: [set("a1", "a", 3), set("a2", "a", 2)].into(), ..Cluster::default() };
         assert!(rolled_back.newest(&pod_of(Some("a1"))));
+    }
+
+    #[test]
+    fn pods_of_a_stateful_set_are_of_the_revision_of_their_label() {
+        let cluster = Cluster { stateful_sets: [("s".to_owned(), "new".to_owned())].into(), ..Cluster::default() };
+        for (set, revision, newest) in [("s", "old", false), ("s", "new", true), ("unknown", "old", true)] {
+            let labels = [(REVISION_LABEL.to_owned(), revision.to_owned())].into();
+            let pod = Pod { stateful_set: Some(set.into()), labels, ..Pod::default() };
+            assert_eq!(cluster.newest(&pod), newest, "{set} {revision}");
+        }
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl World {
     pub(super) fn unpark(&mut self, key: &Key) {
         let pool = self.pool_mut(key);
         pool.ready.append(&mut pool.parked);
+        pool.moves.look();
         pool.pods_changed = true;
     }
 

@@ -94,7 +94,7 @@ impl World {
             _ if pod.deleting => PodState::Draining,
             _ if !pod.ready => PodState::NotReady,
             None => PodState::Silent,
-            _ if self.cluster.cordoned(pod) => PodState::Cordoned,
+            _ if self.cluster.cordoned(pod) || pod.cordoned => PodState::Cordoned,
             Some(session) if session.types.is_empty() => PodState::CannotHost,
             Some(_) => PodState::Ready,
         };

@@ -12,6 +12,7 @@ mod bury;
 mod cluster;
 mod index;
 mod look;
+mod moves;
 mod objects;
 mod publish;
 mod report;
@@ -109,6 +110,7 @@ pub struct Pool {
     deletion_seen: Option<Instant>,
     to_drain: BTreeSet<PodUid>,
     changes: Changes,
+    moves: moves::Moves,
     status: BTreeSet<ServerUid>,
     status_since: Option<Instant>,
     own_status: Option<DurableServerPoolStatus>,
@@ -185,6 +187,10 @@ impl World {
             Event::NodeGone(name) => self.node_seen(&name, None),
             Event::ReplicaSet(set) => self.replica_set_seen(&set, now.mono),
             Event::ReplicaSetGone(uid) => self.replica_set_gone(&uid),
+            Event::StatefulSet(uid, revision) => self.stateful_set_seen(uid, Some(&revision)),
+            Event::StatefulSetGone(uid) => self.stateful_set_seen(uid, None),
+            Event::Service(key, selector) => self.service_seen(&key, Some(&selector)),
+            Event::ServiceGone(key) => self.service_seen(&key, None),
             Event::Handoff(handoff) => {
                 self.handoffs.insert(handoff.key.clone(), *handoff);
             }
@@ -226,6 +232,7 @@ impl World {
         let full = self.beats.is_multiple_of(PLAN_BEATS);
         for (key, pool) in &mut self.pools {
             pool.ready.append(&mut pool.parked);
+            pool.moves.look();
             self.awake.insert(key.clone());
         }
         if full && self.initialised_all() {
@@ -270,6 +277,7 @@ impl World {
         self.notice_settled(key, now.mono);
         self.attend(key, now.mono);
         self.publish_plan(key, now.mono);
+        self.move_some(key, now.mono);
         self.publish_directory(key, now.mono);
         self.report_servers(key, now);
         let empty = |pool: &Pool| pool.object.is_none() && pool.servers.is_empty() && pool.pods.is_empty();

@@ -1,5 +1,7 @@
 //! Kubernetes' objects come, change and go.
 
+use std::collections::BTreeMap;
+
 use crds::{Phase, Reason, settings};
 use handoff::{Epoch, Instant, PodUid, ServerUid};
 use jiff::Timestamp;
@@ -140,9 +142,10 @@ impl World {
         for (pod, held) in words {
             match held {
                 Some(held) => self.held(&pod, held, now),
-                None => {
+                None if self.is_absent(&pod, uid) => {
                     self.change(uid, now, |ownership| ownership.absent(&pod));
                 }
+                None => {}
             }
         }
     }
@@ -274,6 +277,34 @@ impl World {
         self.cluster.shrank.remove(uid);
         if self.cluster.replica_sets.remove(uid).is_some() {
             self.revisions_changed();
+        }
+    }
+
+    pub(super) fn stateful_set_seen(&mut self, uid: String, revision: Option<&String>) {
+        let before = match revision {
+            Some(revision) => self.cluster.stateful_sets.insert(uid, revision.clone()),
+            None => self.cluster.stateful_sets.remove(&uid),
+        };
+        if before.as_ref() != revision {
+            self.revisions_changed();
+        }
+    }
+
+    pub(super) fn service_seen(&mut self, key: &Key, selector: Option<&BTreeMap<String, String>>) {
+        let before = match selector {
+            Some(selector) => self.cluster.services.insert(key.clone(), selector.clone()),
+            None => self.cluster.services.remove(key),
+        };
+        if before.as_ref() == selector {
+            return;
+        }
+        let follows =
+            |pool: &super::Pool| pool.settings.as_ref().and_then(|s| s.active_service.as_ref()) == Some(&key.name);
+        let of = |(pool, entry): (&Key, &super::Pool)| {
+            (pool.namespace == key.namespace && follows(entry)).then(|| pool.clone())
+        };
+        for pool in self.pools.iter().filter_map(of).collect::<Vec<_>>() {
+            self.unpark(&pool);
         }
     }
 

@@ -119,6 +119,7 @@ impl World {
             servers: pool.servers.len(),
             running: pool.servers.iter().filter(running).count(),
             pods: sessions().count(),
+            leaving: self.leaving(key),
             eligible: pool.plan.targets.len(),
             problem: problem.as_ref(),
             previous,

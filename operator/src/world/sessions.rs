@@ -97,6 +97,7 @@ impl World {
             peer: hello.peer_address,
             gateway: hello.gateway_address,
             types: hello.types,
+            starting: hello.starting.into_iter().map(ServerUid).collect(),
             draining: hello.draining,
             ..Session::default()
         };
@@ -129,11 +130,16 @@ impl World {
             self.held(pod, held, now);
         }
         for uid in before.into_iter().chain(assigned) {
-            let held = self.cluster.sessions.get(pod).is_some_and(|session| session.held.contains_key(&uid));
-            if !held {
+            if self.is_absent(pod, &uid) {
                 self.change(&uid, now, |ownership| ownership.absent(pod));
             }
         }
+    }
+
+    /// Whether a pod with a session has not got a server, and is not about to.
+    pub(super) fn is_absent(&self, pod: &PodUid, uid: &ServerUid) -> bool {
+        let has = |session: &Session| session.held.contains_key(uid) || session.starting.contains(uid);
+        !self.cluster.sessions.get(pod).is_some_and(has)
     }
 
     /// Assignments that were under way when the pod's session ended.
@@ -165,6 +171,7 @@ impl World {
             from_agent::Body::Gone(gone) => self.gone(&pod, &gone, now),
             from_agent::Body::AssignFailed(failed) => self.assign_failed(&pod, &failed, now.mono),
             from_agent::Body::Moved(moved) => self.moved(&pod, &moved, now),
+            from_agent::Body::MoveEnded(ended) => self.move_ended(&pod, &ended, now.mono),
             from_agent::Body::Drain(report) => self.drain_reported(&pod, id, report, now),
             from_agent::Body::Status(status) => {
                 self.answer_heartbeat(&pod, id, &status, now.mono);
@@ -192,7 +199,7 @@ impl World {
     }
 
     /// A server that this pod may speak of.
-    fn of_its_pool(&self, pod: &PodUid, reference: Option<&ServerRef>) -> Option<ServerUid> {
+    pub(super) fn of_its_pool(&self, pod: &PodUid, reference: Option<&ServerRef>) -> Option<ServerUid> {
         let uid = ServerUid(reference?.uid.clone());
         let session = self.cluster.sessions.get(pod)?;
         match self.servers.get(&uid) {
@@ -221,6 +228,7 @@ impl World {
             return;
         }
         session.strays.remove(&uid);
+        session.starting.remove(&uid);
         let version = Some(held.state_version).filter(|version| *version > 0);
         let sequence = held.sequence;
         session.held.insert(uid.clone(), held);
@@ -251,6 +259,7 @@ impl World {
         let uid = ServerUid(reference.uid.clone());
         let Some(session) = self.cluster.sessions.get_mut(pod) else { return };
         let epoch = Epoch(gone.epoch);
+        session.starting.remove(&uid);
         if session.held.get(&uid).is_some_and(|held| held.epoch <= gone.epoch) {
             session.held.remove(&uid);
             session.strays.remove(&uid);
@@ -296,6 +305,9 @@ impl World {
 
     fn assign_failed(&mut self, pod: &PodUid, failed: &AssignFailed, now: Instant) {
         let Some(uid) = self.of_its_pool(pod, failed.server.as_ref()) else { return };
+        if let Some(session) = self.cluster.sessions.get_mut(pod) {
+            session.starting.remove(&uid);
+        }
         self.found_alive(&uid, failed, now);
         let failure = failure(pod, failed);
         METRICS.assignments.with_label_values(&[failed.why().as_str_name()]).inc();
@@ -306,7 +318,8 @@ impl World {
             message = clip(&failed.message, MAX_TEXT),
             "assignment failed"
         );
-        let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, rand::random()));
+        let jitter = spread(failed.assignment);
+        let ours = self.change(&uid, now, |o| o.failed(pod, failed.assignment, failure, now, jitter));
         if let Some(server) = self.servers.get_mut(&uid).filter(|_| ours == Some(true)) {
             server.deletion.closed |= failed.why() == Why::Deleted;
         }
@@ -330,6 +343,9 @@ impl World {
             drain.moved(done, moved.gap_us);
         }
         let Some(uid) = self.of_its_pool(pod, moved.server.as_ref()) else { return };
+        if done && let Some(key) = self.servers.get(&uid).map(|server| server.pool.clone()) {
+            self.gap(&key, Duration::from_micros(moved.gap_us));
+        }
         let from = self.cluster.name_of(pod).unwrap_or_default();
         let to = self.cluster.name_of(&PodUid(moved.to_pod_uid.clone()));
         if let Some(server) = self.servers.get_mut(&uid) {
@@ -398,6 +414,13 @@ fn is_of(pod: &Pod, said: &str) -> bool {
 /// A server's name as the session's messages write it.
 pub(super) fn server_ref(id: &ServerId) -> ServerRef {
     ServerRef { namespace: id.namespace.clone(), name: id.name.clone(), uid: id.uid.0.clone() }
+}
+
+/// 0..1, as far apart as can be for numbers that follow each other: what failed together is not tried again together.
+fn spread(n: u64) -> f64 {
+    const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+    let high = u32::try_from(n.wrapping_mul(GOLDEN) >> 32).unwrap_or_default();
+    f64::from(high) / (f64::from(u32::MAX) + 1.0)
 }
 
 /// The first word of a reason: the schema has room for one.

@@ -59,7 +59,7 @@ impl World {
             self.written(rules, pod, append);
             return true;
         };
-        match log::found(&append.authority(), &append.record.header(), &there.header()) {
+        match log::found(&append.authority(), append.record.nonce, &there.header()) {
             Found::Ours => self.written(rules, pod, append),
             Found::InTheWay => self.agent_mut(pod).append = Some(step_over(append, &there)),
             Found::Fenced => self.fenced(rules, pod, append, &there),

@@ -19,10 +19,10 @@
   verbs: [patch]
 # Where servers can be, and why a pod goes.
 - apiGroups: [""]
-  resources: [pods]
+  resources: [pods, services]
   verbs: [get, list, watch]
 - apiGroups: [apps]
-  resources: [replicasets]
+  resources: [replicasets, statefulsets]
   verbs: [get, list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]

@@ -6,6 +6,7 @@ mod leases;
 mod letting_in;
 mod look;
 mod misfortune;
+mod moves;
 mod noise;
 mod placing;
 mod telling;
@@ -118,6 +119,11 @@ impl Story {
     }
 
     fn open(&mut self, session: u64, pod: u64, inventory: Vec<Held>) {
+        self.open_starting(session, pod, inventory, &[]);
+    }
+
+    /// The same for an agent that is about to start these.
+    fn open_starting(&mut self, session: u64, pod: u64, inventory: Vec<Held>, starting: &[u64]) {
         let identity = Identity { namespace: "ns".into(), pod: format!("rooms-{pod}"), uid: uid(pod) };
         let hello = Hello {
             protocol: wire::PROTOCOL,
@@ -125,6 +131,7 @@ impl Story {
             gateway_address: format!("10.0.0.{pod}:7070"),
             types: vec![HostType { name: "room".into(), state_version: 1, loads: vec![1] }],
             inventory,
+            starting: starting.iter().map(|n| format!("server-{n}")).collect(),
             ..Hello::default()
         };
         self.event(Event::Open(Box::new(Opening { id: SessionId(session), identity, hello, outbox: None })));

@@ -61,6 +61,30 @@ fn a_restart_moves_nothing() {
     );
 }
 
+/// It may have claimed it in the store, and not know it yet: a new leader that hears of the claim from another pod would have
+/// it claimed over that, and both would serve.
+#[test]
+fn what_an_agent_is_about_to_start_is_not_absent() {
+    for (starting, elsewhere) in [(vec![], true), (vec![1], false)] {
+        let mut story = Story::unread();
+        story.event(Event::Pod(Box::new(pod(1))));
+        story.event(Event::Pod(Box::new(pod(2))));
+        story.server(1, owned(1, 3));
+        story.read();
+        story.open(2, 2, vec![]);
+        story.open_starting(1, 1, vec![], &starting);
+        story.pass(3_000);
+        let assigns = story.assigns();
+        assert!(!assigns.is_empty(), "it is asked");
+        assert_eq!(assigns.iter().any(|(to, _)| *to == 2), elsewhere, "{starting:?}");
+        if !elsewhere {
+            story.says(1, from_agent::Body::AssignFailed(failed(&assigns[0].1, Why::NotHere)));
+            story.pass(3_000);
+            assert!(story.assigns().iter().any(|(to, _)| *to == 2), "what becomes of it counts");
+        }
+    }
+}
+
 #[test]
 fn an_agent_that_does_not_come_back_is_waited_for_ten_seconds_and_then_only_its_servers_wait() {
     let mut story = Story::unread();

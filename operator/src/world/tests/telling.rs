@@ -54,7 +54,13 @@ fn the_directory_is_whole_at_first_and_then_changes() {
 #[test]
 fn a_drain_is_recorded_once_and_its_agent_hears_of_it() {
     let mut story = Story::with_pods(&[1, 2]);
-    let set = |uid: &str, revision| ReplicaSet { uid: uid.into(), deployment: Some("d".into()), revision, replicas: 1 };
+    let set = |uid: &str, revision| ReplicaSet {
+        uid: uid.into(),
+        deployment: Some("d".into()),
+        revision,
+        replicas: 1,
+        desired: 1,
+    };
     story.event(Event::ReplicaSet(set("old", 1)));
     story.event(Event::ReplicaSet(set("new", 2)));
     let report = |phase: &str| DrainReport { phase: phase.into(), total: 3, moved: 3, ..DrainReport::default() };

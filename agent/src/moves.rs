@@ -1,0 +1,115 @@
+//! Single moves, which the operator orders while this pod lives on.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use crds::Transfer;
+use handoff::{Epoch, ServerUid, drain::Ended};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use wire::session::{self, from_agent};
+
+use crate::{
+    agent::{Agent, Pool, Target},
+    draining::{KIB, move_through_store},
+    give::{Given, give},
+    servers::{Server, server_id},
+};
+
+/// A move by the store is given up as a start elsewhere would be.
+const THROUGH_STORE: Duration = Duration::from_secs(30);
+
+/// Moves under way, and what ends each of them.
+#[derive(Default)]
+pub struct Moves {
+    under_way: Mutex<HashMap<ServerUid, watch::Sender<bool>>>,
+    /// State in flight, in KiB.
+    in_flight: OnceLock<Arc<Semaphore>>,
+}
+
+impl Moves {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerUid, watch::Sender<bool>>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether none is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Gives up what can be given up: this pod shuts down, and its drain decides where servers go.
+    pub fn abort(&self) {
+        for abort in self.lock().values() {
+            abort.send_replace(true);
+        }
+    }
+}
+
+/// Hands one server over, and answers the order whatever becomes of it.
+pub fn ordered(agent: &Arc<Agent>, order: session::Move) {
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let (number, reference) = (order.order, order.server.clone());
+        let (moved, reason) = match begin(&agent, order) {
+            Ok(given) => {
+                let Given { ended, reason, .. } = given.await;
+                (ended == Ended::Moved, reason)
+            }
+            Err(reason) => (false, reason.to_owned()),
+        };
+        agent.operator.tell(from_agent::Body::MoveEnded(session::MoveEnded {
+            order: number,
+            server: reference,
+            moved,
+            reason,
+        }));
+    });
+}
+
+fn begin(agent: &Arc<Agent>, order: session::Move) -> Result<impl Future<Output = Given>, &'static str> {
+    let (id, target) = (server_id(order.server), order.target.as_ref().and_then(Target::of));
+    let (Some(id), Some(target)) = (id, target) else { return Err("the order names no server, or no pod to reach") };
+    let held = agent.servers.get(&id.uid).filter(|server| server.epoch() == Epoch(order.epoch));
+    let server = held.ok_or("the order is of an epoch that is not held here")?;
+    let pool = agent.pool().map_err(|_| "this pod cannot host")?;
+    let (abort, aborted) = watch::channel(false);
+    let mut under_way = agent.moves.lock();
+    if agent.draining.is_draining() {
+        return Err("this pod shuts down");
+    }
+    if under_way.contains_key(&id.uid) {
+        return Err("it is being moved");
+    }
+    under_way.insert(id.uid, abort);
+    drop(under_way);
+    Ok(carry_out(agent.clone(), server, pool, target, aborted))
+}
+
+async fn carry_out(
+    agent: Arc<Agent>,
+    server: Arc<Server>,
+    pool: Pool,
+    target: Target,
+    aborted: watch::Receiver<bool>,
+) -> Given {
+    let kib = usize::try_from(pool.settings.drain.max_bytes_in_flight / KIB).unwrap_or(usize::MAX);
+    let in_flight =
+        agent.moves.in_flight.get_or_init(|| Arc::new(Semaphore::new(kib.clamp(1, Semaphore::MAX_PERMITS))));
+    let size = u32::try_from((server.held().state_bytes / KIB).max(4)).unwrap_or(u32::MAX);
+    let size = size.min(u32::try_from(kib.max(1)).unwrap_or(u32::MAX));
+    let turn = in_flight.acquire_many(size).await;
+    let given = if pool.settings.drain.transfer == Transfer::Store {
+        move_through_store(&agent, &server, Instant::now() + THROUGH_STORE).await
+    } else {
+        give(&agent, &server, target, server.limits(&pool), aborted).await
+    };
+    drop(turn);
+    agent.moves.lock().remove(&server.id.uid);
+    given
+}

@@ -1,0 +1,138 @@
+//! Moves off pods that live on.
+
+use std::{collections::HashSet, time::Duration};
+
+use handoff::{
+    PodUid, ServerUid,
+    moves::{self, Leaving, Move, Resident, share},
+    placement::{Board, Need, PodFacts},
+    window::{FIRST, FLOOR, SHORT_GAP, Window},
+};
+use proptest::prelude::*;
+
+const MANY: u32 = 1000;
+
+fn pod(name: &str, leaving: Option<Leaving>) -> PodFacts {
+    PodFacts {
+        pod: PodUid(name.into()),
+        ready: true,
+        running: true,
+        schedulable: true,
+        session: true,
+        newest: leaving != Some(Leaving::Replaced),
+        capacity: 100,
+        types: [("room".to_owned(), vec![1])].into(),
+        leaving,
+        ..PodFacts::default()
+    }
+}
+
+fn resident(n: usize, pod: &str) -> Resident {
+    Resident {
+        server: ServerUid(format!("s{n}")),
+        pod: PodUid(pod.into()),
+        need: Need { kind: "room".into(), state_version: None, max_of_type: None },
+        priority: 0,
+        tried: HashSet::new(),
+    }
+}
+
+/// The next moves on a board of these pods.
+fn next(pods: &[PodFacts], residents: Vec<Resident>, share: u32, room: usize) -> Vec<Move> {
+    moves::next(&mut Board::new(pods.to_vec()), residents, share, room)
+}
+
+fn targets(moves: &[Move]) -> Vec<(&str, &str)> {
+    moves.iter().map(|next| (next.server.0.as_str(), next.to.0.as_str())).collect()
+}
+
+#[test]
+fn only_pods_that_servers_leave_are_left_and_never_for_each_other() {
+    let pods = [pod("a", Some(Leaving::Asked)), pod("b", Some(Leaving::NodeCordoned)), pod("c", None)];
+    let residents = vec![resident(0, "a"), resident(1, "b"), resident(2, "c"), resident(3, "unknown")];
+    assert_eq!(targets(&next(&pods, residents, MANY, 9)), [("s0", "c"), ("s1", "c")]);
+}
+
+#[test]
+fn what_is_asked_for_goes_first_then_by_priority_and_no_more_than_there_is_room() {
+    let pods = [pod("a", Some(Leaving::Inactive)), pod("b", Some(Leaving::Asked)), pod("c", None)];
+    let urgent = Resident { priority: 5, ..resident(2, "a") };
+    let residents = vec![resident(0, "a"), resident(1, "b"), urgent];
+    assert_eq!(targets(&next(&pods, residents, MANY, 2)), [("s1", "c"), ("s2", "c")]);
+}
+
+#[test]
+fn a_replaced_pod_is_left_for_new_pods_only_and_evenly() {
+    let old = || pod("old", Some(Leaving::Replaced));
+    let residents = || (0..6).map(|n| resident(n, "old")).collect::<Vec<_>>();
+    assert_eq!(next(&[old(), PodFacts { newest: false, ..pod("older", None) }], residents(), MANY, 9), []);
+    let one = [old(), pod("new", None)];
+    assert_eq!(next(&one, residents(), 4, 9).len(), 4, "the rest waits for pods that are still to come");
+    let two = [old(), PodFacts { load: 4, ..pod("new", None) }, pod("newer", None)];
+    assert!(next(&two, residents(), 4, 9).iter().all(|next| next.to.0 == "newer"));
+}
+
+#[test]
+fn replaced_pods_are_emptied_one_after_another_the_one_that_ends_next_first() {
+    let old = |name: &str, deletion_cost, load| PodFacts { deletion_cost, load, ..pod(name, Some(Leaving::Replaced)) };
+    let residents = vec![resident(0, "fuller"), resident(1, "dear"), resident(2, "emptier"), resident(3, "cheap")];
+    let pods = [old("fuller", 0, 9), old("dear", 5, 1), old("emptier", 0, 2), old("cheap", -1, 50), pod("new", None)];
+    let order: Vec<_> = next(&pods, residents, MANY, 9).into_iter().map(|next| next.from.0).collect();
+    assert_eq!(order, ["cheap", "emptier", "fuller", "dear"]);
+}
+
+#[test]
+fn who_would_not_have_it_is_not_asked_again_while_another_may() {
+    let pods = [pod("a", Some(Leaving::Asked)), pod("b", None), PodFacts { load: 9, ..pod("c", None) }];
+    let refused = Resident { tried: [PodUid("b".into())].into(), ..resident(0, "a") };
+    assert_eq!(targets(&next(&pods, vec![refused.clone(), resident(1, "a")], MANY, 9)), [("s0", "c"), ("s1", "b")]);
+    let pods = [pod("a", Some(Leaving::Asked)), pod("b", None)];
+    assert_eq!(targets(&next(&pods, vec![refused], MANY, 9)), [("s0", "b")]);
+}
+
+#[test]
+fn a_share_is_a_tenth_more_than_an_even_part() {
+    for (servers, pods, expected) in [(1200, 6, 220), (10, 3, 4), (0, 3, 1), (5, 0, 6)] {
+        assert_eq!(share(servers, pods), expected, "{servers} on {pods}");
+    }
+}
+
+#[test]
+fn more_at_once_only_while_gaps_are_short() {
+    let mut window = Window::default();
+    assert_eq!(window.size(50), FIRST);
+    assert_eq!(window.size(2), 2);
+    window.gap(SHORT_GAP, 50);
+    assert_eq!(window.size(50), FIRST + 1);
+    for _ in 0..9 {
+        window.gap(SHORT_GAP + Duration::from_millis(1), 50);
+    }
+    assert_eq!(window.size(50), FLOOR);
+    window.open(50);
+    assert_eq!(window.size(50), 50);
+}
+
+proptest! {
+    #[test]
+    fn nothing_moves_twice_nor_past_capacity_nor_into_what_is_left(
+        pods in prop::collection::vec((0..5_usize, 0..4_u32), 1..7), residents in prop::collection::vec(0..7_usize, 0..40),
+        room in 0..30_usize, limit in 1..9_u32,
+    ) {
+        let why = [None, Some(Leaving::Asked), Some(Leaving::NodeCordoned), Some(Leaving::Inactive), Some(Leaving::Replaced)];
+        let facts: Vec<PodFacts> = pods.iter().enumerate()
+            .map(|(n, (leaving, load))| PodFacts { load: *load, capacity: 5, ..pod(&n.to_string(), why[*leaving]) })
+            .collect();
+        let residents: Vec<Resident> = residents.iter().enumerate().map(|(n, pod)| resident(n, &pod.to_string())).collect();
+        let mut board = Board::new(facts.clone());
+        let moves = moves::next(&mut board, residents, limit, room);
+        prop_assert!(moves.len() <= room);
+        let servers: HashSet<_> = moves.iter().map(|next| &next.server).collect();
+        prop_assert_eq!(servers.len(), moves.len());
+        for next in &moves {
+            let of = |uid: &PodUid| facts.iter().find(|pod| pod.pod == *uid);
+            prop_assert!(of(&next.from).is_some_and(|pod| pod.leaving.is_some()));
+            prop_assert!(of(&next.to).is_some_and(|pod| pod.leaving.is_none()));
+        }
+        prop_assert!(board.pods().iter().all(|pod| pod.load <= 5));
+    }
+}

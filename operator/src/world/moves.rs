@@ -1,0 +1,252 @@
+//! Servers move off pods that live on: ordered one by one, a few at a time, as [`handoff::moves`] says.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use crds::settings;
+use handoff::{
+    Instant, PodUid, ServerUid,
+    moves::{self, Resident},
+    placement::{Board, Need, PodFacts},
+    window::Window,
+};
+use wire::session::{self, MoveEnded, Phase, to_agent};
+
+use super::{World, sessions::server_ref};
+use crate::{
+    model::{Effect, Key},
+    ownership::Standing,
+    plan::Candidate,
+};
+
+/// An order that is not answered by then was lost with its agent, or with its session.
+const LOST: Duration = Duration::from_secs(90);
+/// A server that did not move is tried again after this, doubled each time up to the last.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+/// Moves under way that only even out what pods have.
+const SLOW: usize = 2;
+
+/// One server that an agent was told to hand over.
+#[derive(Clone, Debug)]
+struct Flight {
+    order: u64,
+    from: PodUid,
+    to: PodUid,
+    until: Instant,
+}
+
+/// A server that did not move.
+#[derive(Clone, Debug, Default)]
+struct Rest {
+    until: Instant,
+    failures: u32,
+    tried: HashSet<PodUid>,
+}
+
+/// Moves of one pool.
+#[derive(Clone, Debug, Default)]
+pub struct Moves {
+    flights: BTreeMap<ServerUid, Flight>,
+    rests: HashMap<ServerUid, Rest>,
+    window: Window,
+    /// Something changed since the last look.
+    look: bool,
+}
+
+impl Moves {
+    /// Asks for a look.
+    pub fn look(&mut self) {
+        self.look = true;
+    }
+
+    /// Takes out a flight, if this is its order.
+    fn land(&mut self, server: &ServerUid, order: u64) -> Option<Flight> {
+        let current = self.flights.get(server).is_some_and(|flight| flight.order == order);
+        if current { self.flights.remove(server) } else { None }
+    }
+
+    /// Not again at once, and to another pod if there is one.
+    fn rest(&mut self, server: &ServerUid, to: PodUid, now: Instant) {
+        let rest = self.rests.entry(server.clone()).or_default();
+        rest.until = now + (REST.0 * 2_u32.saturating_pow(rest.failures.min(16))).min(REST.1);
+        rest.failures += 1;
+        rest.tried.insert(to);
+    }
+}
+
+impl World {
+    /// Orders the next moves of a pool.
+    pub(super) fn move_some(&mut self, key: &Key, now: Instant) {
+        let Some(pool) = self.pools.get_mut(key).filter(|pool| pool.settled) else { return };
+        if !std::mem::take(&mut pool.moves.look) {
+            return;
+        }
+        self.give_up_lost(key, now);
+        let Some(pool) = self.pools.get(key) else { return };
+        let Some(settings) = pool.settings.as_ref().filter(|settings| !settings.paused) else { return };
+        let candidates = self.cluster.candidates(&pool.pods, Some(settings));
+        let mut facts: Vec<PodFacts> = candidates.iter().map(|candidate| candidate.facts.clone()).collect();
+        if facts.iter().all(|pod| pod.leaving.is_none()) {
+            if settings.rebalance && is_calm(&candidates) {
+                self.even_out(key, facts, &candidates, now);
+            }
+            return;
+        }
+        let most = usize::try_from(settings.drain.max_concurrency).unwrap_or(usize::MAX);
+        let room = pool.moves.window.size(most).saturating_sub(pool.moves.flights.len());
+        if room == 0 {
+            return;
+        }
+        let share = moves::share(pool.servers.len(), self.wanted(key));
+        let left = facts.iter().filter(|pod| pod.leaving.is_some() && !pod.deleting && !pod.draining);
+        let residents = self.residents(key, left, now);
+        self.count_types(key, &mut facts);
+        for next in moves::next(&mut Board::new(facts), residents, share, room) {
+            self.order_move(key, next, &candidates, now);
+        }
+    }
+
+    /// The fullest pod gives some to emptier ones.
+    fn even_out(&mut self, key: &Key, mut facts: Vec<PodFacts>, candidates: &[Candidate], now: Instant) {
+        let Some(pool) = self.pools.get(key) else { return };
+        let hosts = facts.iter().filter(|pod| pod.can_host().is_ok());
+        let share = moves::share(pool.servers.len(), hosts.clone().count());
+        let room = SLOW.saturating_sub(pool.moves.flights.len());
+        let Some(fullest) = hosts.max_by_key(|pod| pod.load).filter(|pod| pod.load > share && room > 0) else { return };
+        let residents = self.residents(key, [fullest], now);
+        self.count_types(key, &mut facts);
+        for next in moves::even(&mut Board::new(facts), &residents, share, room) {
+            self.order_move(key, next, candidates, now);
+        }
+    }
+
+    /// How many servers are in pods that they are to leave.
+    pub(super) fn leaving(&self, key: &Key) -> usize {
+        let Some(pool) = self.pools.get(key) else { return 0 };
+        let candidates = self.cluster.candidates(&pool.pods, pool.settings.as_ref());
+        let left = candidates.iter().filter(|candidate| candidate.facts.leaving.is_some());
+        left.filter_map(|candidate| self.cluster.sessions.get(&candidate.facts.pod)).map(|s| s.held.len()).sum()
+    }
+
+    /// How many pods of the newest revisions there will be.
+    fn wanted(&self, key: &Key) -> usize {
+        let Some(pool) = self.pools.get(key) else { return 0 };
+        let pods = || pool.pods.iter().filter_map(|uid| self.cluster.pods.get(uid)).map(|entry| &entry.pod);
+        let newest = pods().filter(|pod| self.cluster.newest(pod));
+        let (sets, others): (Vec<_>, Vec<_>) = newest.partition(|pod| pod.replica_set.is_some());
+        let sets: HashSet<&String> = sets.into_iter().filter_map(|pod| pod.replica_set.as_ref()).collect();
+        let sets = sets.into_iter().filter_map(|uid| self.cluster.replica_sets.get(uid));
+        let desired = sets.map(|set| usize::try_from(set.desired.max(set.replicas)).unwrap_or_default());
+        desired.sum::<usize>() + others.len()
+    }
+
+    /// Servers in these pods, as far as they may move now.
+    fn residents<'a>(&self, key: &Key, pods: impl IntoIterator<Item = &'a PodFacts>, now: Instant) -> Vec<Resident> {
+        let Some(pool) = self.pools.get(key) else { return Vec::new() };
+        let Some(spec) = pool.object.as_ref().map(|object| &object.spec) else { return Vec::new() };
+        let mut residents = Vec::new();
+        for pod in pods.into_iter().map(|facts| &facts.pod) {
+            let Some(session) = self.cluster.sessions.get(pod) else { continue };
+            for (uid, held) in &session.held {
+                let stays = held.phase() == Phase::Active && held.durable && !pool.moves.flights.contains_key(uid);
+                let rest = pool.moves.rests.get(uid);
+                let Some(server) = self.servers.get(uid).filter(|_| stays) else { continue };
+                let owned = server.ownership.standing == Standing::Held && server.ownership.owner.as_ref() == Some(pod);
+                if !owned || server.deleting || rest.is_some_and(|rest| now < rest.until) {
+                    continue;
+                }
+                let Ok(resolved) = settings::server(spec, &server.spec) else { continue };
+                if !resolved.handoff || resolved.cordoned {
+                    continue;
+                }
+                residents.push(Resident {
+                    server: uid.clone(),
+                    pod: pod.clone(),
+                    need: Need {
+                        kind: server.spec.type_.clone(),
+                        state_version: server.state_version,
+                        max_of_type: resolved.max_of_type_per_pod,
+                    },
+                    priority: resolved.priority,
+                    tried: rest.map(|rest| rest.tried.clone()).unwrap_or_default(),
+                });
+            }
+        }
+        residents.sort_unstable_by(|a, b| a.server.cmp(&b.server));
+        residents
+    }
+
+    fn order_move(&mut self, key: &Key, next: moves::Move, candidates: &[Candidate], now: Instant) {
+        let target = candidates.iter().find(|candidate| candidate.facts.pod == next.to).map(crate::plan::target);
+        let from = self.cluster.sessions.get(&next.from).map(|session| session.id);
+        let (Some(target), Some(from), Some(server)) = (target, from, self.servers.get(&next.server)) else { return };
+        self.assignment += 1;
+        let order = session::Move {
+            order: self.assignment,
+            server: Some(server_ref(&server.id)),
+            epoch: server.ownership.epoch.0,
+            target: Some(target),
+        };
+        tracing::debug!(server = %server.id, from = %next.from, to = %next.to, order = order.order, "move");
+        let flight = Flight { order: order.order, from: next.from, to: next.to.clone(), until: now + LOST };
+        self.effects.push(Effect::Send(from, to_agent::Body::Move(order)));
+        if let Some(session) = self.cluster.sessions.get_mut(&next.to) {
+            session.coming.insert(next.server.clone());
+        }
+        self.pool_mut(key).moves.flights.insert(next.server, flight);
+    }
+
+    /// An agent answers an order.
+    pub(super) fn move_ended(&mut self, pod: &PodUid, ended: &MoveEnded, now: Instant) {
+        let Some(uid) = self.of_its_pool(pod, ended.server.as_ref()) else { return };
+        let Some(key) = self.servers.get(&uid).map(|server| server.pool.clone()) else { return };
+        let pool = self.pool_mut(&key);
+        let Some(flight) = pool.moves.land(&uid, ended.order).filter(|flight| flight.from == *pod) else { return };
+        pool.moves.look();
+        if ended.moved {
+            pool.moves.rests.remove(&uid);
+        } else {
+            tracing::info!(server = %uid, %pod, to = %flight.to, reason = ended.reason, "not moved");
+            pool.moves.rest(&uid, flight.to.clone(), now);
+        }
+        self.not_coming(&uid, &flight.to);
+    }
+
+    /// Gaps decide how many move at once.
+    pub(super) fn gap(&mut self, key: &Key, gap: Duration) {
+        let pool = self.pool_mut(key);
+        let most = pool.settings.as_ref().map_or(1, |settings| settings.drain.max_concurrency);
+        pool.moves.window.gap(gap, usize::try_from(most).unwrap_or(usize::MAX));
+    }
+
+    fn give_up_lost(&mut self, key: &Key, now: Instant) {
+        let Some(pool) = self.pools.get_mut(key) else { return };
+        let (sessions, servers) = (&self.cluster.sessions, &pool.servers);
+        let lost = |flight: &Flight| now >= flight.until || !sessions.contains_key(&flight.from);
+        let over: Vec<ServerUid> =
+            pool.moves.flights.iter().filter(|(_, flight)| lost(flight)).map(|(uid, _)| uid.clone()).collect();
+        pool.moves.rests.retain(|uid, rest| servers.contains(uid) && now < rest.until + REST.1);
+        let flights: Vec<_> =
+            over.into_iter().filter_map(|uid| Some((uid.clone(), pool.moves.flights.remove(&uid)?))).collect();
+        for (uid, flight) in flights {
+            self.not_coming(&uid, &flight.to);
+        }
+    }
+
+    fn not_coming(&mut self, uid: &ServerUid, to: &PodUid) {
+        if let Some(session) = self.cluster.sessions.get_mut(to) {
+            session.coming.remove(uid);
+        }
+    }
+}
+
+/// Nothing comes or goes: every pod that lives can host, or will not, and all are of the newest revision.
+fn is_calm(candidates: &[Candidate]) -> bool {
+    let hosts = |candidate: &&Candidate| candidate.facts.can_host().is_ok() && candidate.facts.newest;
+    let out =
+        |candidate: &&Candidate| candidate.facts.cordoned || candidate.facts.inactive || !candidate.facts.schedulable;
+    candidates.iter().all(|candidate| hosts(&candidate) || out(&candidate))
+}
