@@ -11,14 +11,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crds::Transfer;
 use handoff::{
     PodUid, ServerUid,
     drain::{Action, Blocked, Drain, Ended, Event, Job, Limits, Plan, StopReason, Summary},
     log::Kind,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{self, Instant},
 };
 use wire::session::{self, from_agent};
@@ -27,10 +26,10 @@ use self::told::{Told, blocked_by, note};
 use crate::{
     agent::{Agent, Pool, Target},
     config::GRACE_MARGIN,
-    give::{Given, give, micros},
+    give::micros,
+    hand_over::{InFlight, elsewhere, hand_over},
     news,
     release::release,
-    routes::{Found, Way},
     servers::{Phase, Server, unix_ms},
 };
 
@@ -203,7 +202,7 @@ struct Running {
     targets: HashMap<PodUid, Target>,
     aborts: HashMap<ServerUid, watch::Sender<bool>>,
     events: mpsc::UnboundedSender<Event>,
-    bytes: Arc<Semaphore>,
+    in_flight: Arc<InFlight>,
     /// What the handoffs had to say.
     told: Arc<Mutex<Told>>,
     /// What became of the servers of earlier rounds.
@@ -211,17 +210,14 @@ struct Running {
     reported: Instant,
 }
 
-/// Unit of the semaphore that bounds bytes in flight.
-pub(crate) const KIB: u64 = 1024;
-
 impl Running {
     fn new(agent: &Arc<Agent>, pool: Pool, trigger: Trigger) -> (Self, mpsc::UnboundedReceiver<Event>) {
         let (events, inbox) = mpsc::unbounded_channel();
-        let kib = usize::try_from(pool.settings.drain.max_bytes_in_flight / KIB).unwrap_or(usize::MAX);
         let began = agent.draining.began();
         let deadline = began + budget(agent, &pool);
         let running = Self {
             agent: agent.clone(),
+            in_flight: Arc::new(InFlight::of(&pool)),
             pool,
             trigger,
             began,
@@ -230,7 +226,6 @@ impl Running {
             targets: HashMap::new(),
             aborts: HashMap::new(),
             events,
-            bytes: Arc::new(Semaphore::new(kib.clamp(1, Semaphore::MAX_PERMITS))),
             told: Arc::default(),
             past: Summary::default(),
             reported: began,
@@ -344,21 +339,13 @@ impl Running {
             let _ = self.events.send(Event::HandoffEnded(uid, Ended::Gone));
             return;
         };
-        let limits = server.limits(&self.pool);
-        let (agent, events, bytes, told) =
-            (self.agent.clone(), self.events.clone(), self.bytes.clone(), self.told.clone());
+        let (agent, pool, in_flight) = (self.agent.clone(), self.pool.clone(), self.in_flight.clone());
+        let (events, told, until) = (self.events.clone(), self.told.clone(), self.deadline);
         let (abort, aborted) = watch::channel(false);
         self.aborts.insert(uid.clone(), abort);
-        let through_store = self.pool.settings.drain.transfer == Transfer::Store;
-        let until = self.deadline;
         tokio::spawn(async move {
-            let kib = u32::try_from((server.held().state_bytes / KIB).max(4)).unwrap_or(u32::MAX);
-            let _in_flight = bytes.acquire_many(kib).await;
-            let given = if through_store {
-                move_through_store(&agent, &server, until).await
-            } else {
-                give(&agent, &server, target, limits, aborted).await
-            };
+            let _turn = in_flight.turn(&server).await;
+            let given = hand_over(&agent, &server, target, &pool, until, aborted).await;
             if let Some(gap) = given.gap {
                 let _ = events.send(Event::Gap(gap));
             }
@@ -441,32 +428,6 @@ impl Running {
         news::spread(&self.agent).await;
         let mut seen = self.agent.draining.seen.subscribe();
         let _ = time::timeout(SEEN_WAIT, seen.wait_for(|seen| *seen)).await;
-    }
-}
-
-/// The comparison mode: stop, write, read, start. Over when the directory names a new owner.
-pub(crate) async fn move_through_store(agent: &Arc<Agent>, server: &Arc<Server>, until: Instant) -> Given {
-    let began = Instant::now();
-    let gone = Given { ended: Ended::Gone, gap: None, reason: String::new() };
-    if !release(agent, server, "TransferStore", until, Kind::Release).await {
-        return gone;
-    }
-    let wait = time::timeout_at(until, elsewhere(agent, &server.id.name));
-    match wait.await {
-        Ok(()) => Given { ended: Ended::Moved, gap: Some(began.elapsed()), ..gone },
-        Err(_) => gone,
-    }
-}
-
-async fn elsewhere(agent: &Arc<Agent>, name: &str) {
-    loop {
-        let found = agent.routes.find(name);
-        if let Found::Known(route) = &found
-            && matches!(route.way, Way::There { .. })
-        {
-            return;
-        }
-        agent.routes.changed(name, &found).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Carries out the source's side of a handoff: the machine of [`handoff::source`] decides, this file only does.
 
+mod stream;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -8,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use failpoint::reach;
 use handoff::{
-    HandoffId, Instant, PodUid, Sequence,
+    HandoffId, Instant, Sequence,
     drain::Ended,
     log::{Authority, Grantee, Kind, Writer},
     source::{Action, Cause, Event, Final, Limits, Outcome, Source},
@@ -20,7 +22,7 @@ use tokio::{
     time,
 };
 use wire::{
-    peer::{self, from_source, from_target},
+    peer::{self, from_source},
     session::{self, from_agent, gone::How},
 };
 
@@ -225,7 +227,7 @@ impl Giving {
         let (gateway, address, pod) = (agent.gateway.clone(), target.gateway, target.pod.clone());
         tokio::spawn(async move { gateway.make_ahead(address, &pod).await });
         tokio::spawn(async move {
-            read_stream(&agent, &target, id, first, receiver, &inputs).await;
+            stream::follow(&agent, &target, id, first, receiver, &inputs).await;
             let _ = inputs.send(Input::Event(Event::PeerLost));
         });
     }
@@ -454,48 +456,4 @@ async fn append_grant(
         }
     });
     Ok(header.sequence)
-}
-
-async fn read_stream(
-    agent: &Arc<Agent>,
-    target: &Target,
-    id: HandoffId,
-    first: peer::FromSource,
-    rest: mpsc::Receiver<peer::FromSource>,
-    inputs: &mpsc::UnboundedSender<Input>,
-) {
-    use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-    let outbound = tokio_stream::once(first).chain(ReceiverStream::new(rest));
-    let mut client = agent.peers.client(target, agent.max_message());
-    let mut answers = match client.handoff(outbound).await {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => {
-            tracing::debug!(to = %target.name, %status, "a handoff stream could not be opened");
-            return;
-        }
-    };
-    while let Ok(Some(answer)) = answers.message().await {
-        if answer.handoff != id.0 {
-            continue;
-        }
-        let Some(body) = answer.body else { continue };
-        let event = event_of(body, target);
-        if inputs.send(Input::Event(event)).is_err() {
-            return;
-        }
-    }
-}
-
-fn event_of(body: from_target::Body, target: &Target) -> Event<Bytes> {
-    match body {
-        from_target::Body::Accept(accept) if accept.pod_uid == target.pod.0 => {
-            Event::Accepted(Writer { pod: PodUid(accept.pod_uid), generation: handoff::Generation(accept.generation) })
-        }
-        from_target::Body::Accept(_) => Event::Rejected("another pod has the target's address".into()),
-        from_target::Body::Reject(reason) => Event::Rejected(reason),
-        from_target::Body::Ready(_) => Event::Ready,
-        from_target::Body::Activated(_) => Event::Activated,
-        from_target::Body::Durable(durable) => Event::Durable(Sequence(durable.sequence)),
-        from_target::Body::Refused(reason) => Event::Refused(reason),
-    }
 }

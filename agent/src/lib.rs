@@ -3,8 +3,9 @@
 //! ```text
 //!  session ──orders──► start, draining, release, bury    operator's word
 //!  peer    ──offers──► receive                           another agent gives a server here (handoff::target)
-//!  draining ─────────► give, release                     this pod is emptied (handoff::drain, handoff::source)
-//!  moves ────────────► give                              one server goes, as the operator ordered
+//!  draining ─────────► hand_over, release                this pod is emptied (handoff::drain)
+//!  moves ────────────► hand_over                         one server goes, as the operator ordered
+//!  hand_over ────────► give, or release                  pod to pod (handoff::source), or by the store
 //!  sync, cleanup                                         snapshots of what changed; old records, and logs of deleted servers
 //!  lease                                                 for how long all of this may go on, and its end
 //!  gateway, routes, news                                 users' requests, wherever the server is
@@ -27,6 +28,7 @@ pub mod draining;
 pub mod gate;
 pub mod gateway;
 pub mod give;
+pub mod hand_over;
 pub mod hooks;
 pub mod host;
 mod inherit;

@@ -6,18 +6,14 @@ use std::{
     time::Duration,
 };
 
-use crds::Transfer;
 use handoff::{Epoch, ServerUid, drain::Ended};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use wire::session::{self, from_agent};
 
 use crate::{
     agent::{Agent, Pool, Target},
-    draining::{KIB, move_through_store},
-    give::{Given, give},
+    give::Given,
+    hand_over::{InFlight, hand_over},
     servers::{Server, server_id},
 };
 
@@ -28,8 +24,7 @@ const THROUGH_STORE: Duration = Duration::from_secs(30);
 #[derive(Default)]
 pub struct Moves {
     under_way: Mutex<HashMap<ServerUid, watch::Sender<bool>>>,
-    /// State in flight, in KiB.
-    in_flight: OnceLock<Arc<Semaphore>>,
+    in_flight: OnceLock<InFlight>,
 }
 
 impl Moves {
@@ -98,17 +93,9 @@ async fn carry_out(
     target: Target,
     aborted: watch::Receiver<bool>,
 ) -> Given {
-    let kib = usize::try_from(pool.settings.drain.max_bytes_in_flight / KIB).unwrap_or(usize::MAX);
-    let in_flight =
-        agent.moves.in_flight.get_or_init(|| Arc::new(Semaphore::new(kib.clamp(1, Semaphore::MAX_PERMITS))));
-    let size = u32::try_from((server.held().state_bytes / KIB).max(4)).unwrap_or(u32::MAX);
-    let size = size.min(u32::try_from(kib.max(1)).unwrap_or(u32::MAX));
-    let turn = in_flight.acquire_many(size).await;
-    let given = if pool.settings.drain.transfer == Transfer::Store {
-        move_through_store(&agent, &server, Instant::now() + THROUGH_STORE).await
-    } else {
-        give(&agent, &server, target, server.limits(&pool), aborted).await
-    };
+    let in_flight = agent.moves.in_flight.get_or_init(|| InFlight::of(&pool));
+    let turn = in_flight.turn(&server).await;
+    let given = hand_over(&agent, &server, target, &pool, Instant::now() + THROUGH_STORE, aborted).await;
     drop(turn);
     agent.moves.lock().remove(&server.id.uid);
     given

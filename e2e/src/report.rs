@@ -127,6 +127,12 @@ pub fn table(modes: &[(&str, &Figures)]) -> String {
     table
 }
 
+/// A table: its head, and a line below for each row.
+#[must_use]
+pub fn listed(head: String, lines: impl Iterator<Item = String>) -> String {
+    lines.fold(head, |table, line| table + "\n" + &line)
+}
+
 /// Where the milliseconds of handoffs go, by the agents' own histograms: bounds of buckets, not single values.
 #[must_use]
 pub fn stages(stages: &Histograms) -> String {

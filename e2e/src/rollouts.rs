@@ -1,6 +1,5 @@
 //! Every way in which servers go to other pods though nothing breaks, one after another under load, and what clients notice.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -116,7 +115,7 @@ impl Way {
             },
             "spec": { "containers": [{ "name": "rooms", "resources": { "requests": { "cpu": "100m" } } }] },
         });
-        change(&rooms, BLUE, json!({ "template": template })).await?;
+        rooms.change(json!({ "template": template })).await?;
         point(&rooms, "blue").await?;
         match self.workload {
             Workload::Deployment => rooms.scale(i32::try_from(PODS)?).await?,
@@ -150,7 +149,7 @@ async fn restarted(rooms: &Rooms) -> Result<()> {
 
 /// What moves, moves before any pod is told to end.
 async fn ahead_of_restart(rooms: &Rooms) -> Result<()> {
-    change(rooms, BLUE, json!({ "minReadySeconds": WINDOW_SECONDS })).await?;
+    rooms.change(json!({ "minReadySeconds": WINDOW_SECONDS })).await?;
     let before = rooms.view.handoffs().len();
     rooms.restart().await?;
     let drains = rooms.view.handoffs();
@@ -159,10 +158,15 @@ async fn ahead_of_restart(rooms: &Rooms) -> Result<()> {
     Ok(())
 }
 
+/// What the pods' Deployment is.
+async fn spec(rooms: &Rooms) -> Result<Value> {
+    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
+    Ok(serde_json::to_value(api.get(BLUE).await?.spec.context("a Deployment without a spec")?)?)
+}
+
 /// The same pods, of a `StatefulSet`.
 async fn make_set(rooms: &Rooms) -> Result<()> {
-    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
-    let spec = serde_json::to_value(api.get(BLUE).await?.spec.context("a Deployment without a spec")?)?;
+    let spec = spec(rooms).await?;
     let object = json!({
         "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": { "name": SET },
         "spec": {
@@ -275,8 +279,7 @@ async fn flipped_back(rooms: &Rooms) -> Result<()> {
 
 /// The same pods once more, of another colour. Ready, and without a server while the Service leads elsewhere.
 async fn green(rooms: &Rooms) -> Result<()> {
-    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
-    let spec = serde_json::to_value(api.get(BLUE).await?.spec.context("a Deployment without a spec")?)?;
+    let spec = spec(rooms).await?;
     let mut object = json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": GREEN }, "spec": spec,
     });
@@ -300,13 +303,6 @@ async fn point(rooms: &Rooms, colour: &str) -> Result<()> {
     Ok(())
 }
 
-async fn change(rooms: &Rooms, deployment: &str, spec: Value) -> Result<()> {
-    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
-    let patch = Patch::Strategic(json!({ "spec": spec }));
-    api.patch(deployment, &PatchParams::default(), &patch).await?;
-    Ok(())
-}
-
 /// Waits until no server is in such pods.
 async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
     until("all servers have moved", LIMIT, async || {
@@ -317,14 +313,11 @@ async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = format!(
+    let head = format!(
         "{:<36}{:>8}{:>7}{:>10}{:>22}{:>10}{:>8}{:>7}{:>11}",
         "way", "servers", "moves", "fullest", "gap p50/max ms (n)", "requests", "failed", "twice", "acked lost"
     );
-    for row in rows {
-        let _ = write!(table, "\n{}", line(row));
-    }
-    table
+    report::listed(head, rows.iter().map(line))
 }
 
 fn line(Row { way, figures, fullest }: &Row) -> String {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{Request, Response};
 use http_body_util::Full;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod as PodObject, Service};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use rand::SeedableRng as _;
@@ -113,6 +114,14 @@ impl Rooms {
             *phases.entry(format!("{} in {}", server.phase, server.pod)).or_default() += 1;
             phases
         })
+    }
+
+    /// Merges this into the spec of the pods' Deployment, and waits for nothing.
+    pub async fn change(&self, spec: Value) -> Result<()> {
+        let api: Api<Deployment> = Api::namespaced(self.cluster.client.clone(), &self.namespace);
+        let patch = Patch::Strategic(json!({ "spec": spec }));
+        api.patch(DEPLOYMENT, &PatchParams::default(), &patch).await?;
+        Ok(())
     }
 
     /// `kubectl rollout restart`, until the last old pod is gone.

@@ -8,9 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use futures::future::{join_all, try_join_all};
 use http::{Method, Request};
 use http_body_util::Full;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -23,7 +22,6 @@ use crate::rooms::{Rooms, room};
 use crate::view::{Handoff, Pod};
 use crate::wait::until;
 
-const DEPLOYMENT: &str = "rooms";
 /// What misfortune may take to be seen, and good fortune to come back.
 pub const SOON: Duration = Duration::from_mins(1);
 /// `SeaweedFS`'s own door to the files behind its S3, where nobody asks for keys.
@@ -91,22 +89,16 @@ impl Scene {
                 "resources": { "requests": { "cpu": "10m", "memory": "32Mi" } },
             }] },
         });
-        self.change(&json!({ "spec": { "template": template } })).await?;
+        self.rooms.change(json!({ "template": template })).await?;
         if spec != json!({}) {
-            self.change(&json!({ "spec": spec })).await?;
+            self.rooms.change(spec).await?;
         }
         Ok(())
     }
 
     /// Sets the number of pods, and waits for nothing.
     pub async fn scale(&self, pods: usize) -> Result<()> {
-        self.change(&json!({ "spec": { "replicas": pods } })).await
-    }
-
-    async fn change(&self, patch: &Value) -> Result<()> {
-        let api: Api<Deployment> = Api::namespaced(self.rooms.cluster.client.clone(), &self.rooms.namespace);
-        api.patch(DEPLOYMENT, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-        Ok(())
+        self.rooms.change(json!({ "replicas": pods })).await
     }
 
     /// Declares so many rooms; `spec` is merged into each one's.

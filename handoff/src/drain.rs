@@ -12,6 +12,7 @@ pub use why::{Blocked, StopReason, foremost};
 
 use crate::{
     ids::{Instant, PodUid, ServerUid},
+    placement::rank,
     source::Cause,
     window::Window,
 };
@@ -476,10 +477,7 @@ impl Drain {
             .candidates
             .iter()
             .filter(|c| !waiting.tried.contains(&c.pod) && load(c) < u64::from(c.capacity))
-            .min_by_key(|c| {
-                let ends_soon = if c.newest { 0 } else { -i64::from(c.deletion_cost) };
-                (!c.newest, ends_soon, load(c) * 1_000_000 / u64::from(c.capacity.max(1)), c.pod.clone())
-            })
+            .min_by_key(|c| (rank(c.newest, c.deletion_cost, load(c), c.capacity), c.pod.clone()))
             .map(|c| c.pod.clone())
     }
 

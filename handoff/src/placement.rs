@@ -95,20 +95,28 @@ pub struct Need {
 }
 
 impl PodFacts {
-    /// Whether this pod may get any server now, capacity and type aside.
+    /// Whether this pod may get any server now, capacity and type aside. What time alone mends comes last: see
+    /// [`Self::may_come`].
     pub fn can_host(&self) -> Result<(), Ineligible> {
         let facts = [
             (!self.deleting, Ineligible::Deleting),
             (!self.disrupted, Ineligible::Disrupted),
-            (self.running, Ineligible::NotRunning),
-            (self.ready, Ineligible::NotReady),
+            (!self.draining, Ineligible::Draining),
             (self.schedulable, Ineligible::NodeCordoned),
             (!self.cordoned, Ineligible::Cordoned),
             (!self.inactive, Ineligible::Inactive),
+            (self.running, Ineligible::NotRunning),
+            (self.ready, Ineligible::NotReady),
             (self.session, Ineligible::NoSession),
-            (!self.draining, Ineligible::Draining),
         ];
         facts.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, why)| Err(*why))
+    }
+
+    /// Whether nothing but time keeps this pod from getting servers.
+    #[must_use]
+    pub fn may_come(&self) -> bool {
+        use Ineligible::{NoSession, NotReady, NotRunning};
+        matches!(self.can_host(), Ok(()) | Err(NotRunning | NotReady | NoSession))
     }
 
     /// Whether this pod may get this server now.
@@ -129,12 +137,8 @@ impl PodFacts {
         *self.of_type.entry(kind.to_owned()).or_default() += 1;
     }
 
-    /// Lower is better: newest revision first, since a server should move once in a rollout; of older pods the one that ends last;
-    /// then the lowest load ratio.
     fn rank(&self) -> Rank {
-        let ratio = u64::from(self.load) * 1_000_000 / u64::from(self.capacity.max(1));
-        let ends_soon = if self.newest { 0 } else { -i64::from(self.deletion_cost) };
-        (!self.newest, ends_soon, ratio)
+        rank(self.newest, self.deletion_cost, self.load.into(), self.capacity)
     }
 
     fn is_open(&self) -> bool {
@@ -142,7 +146,14 @@ impl PodFacts {
     }
 }
 
-type Rank = (bool, i64, u64);
+pub(crate) type Rank = (bool, i64, u64);
+
+/// Lower is better: newest revision first, since a server should move once in a rollout; of older pods the one that ends last;
+/// then the lowest load ratio.
+pub(crate) fn rank(newest: bool, deletion_cost: i32, load: u64, capacity: u32) -> Rank {
+    let ends_soon = if newest { 0 } else { -i64::from(deletion_cost) };
+    (!newest, ends_soon, load * 1_000_000 / u64::from(capacity.max(1)))
+}
 
 /// The pods of a pool, in the order in which they are to get servers. Each choice sees the load of those before it.
 #[derive(Clone, Debug)]

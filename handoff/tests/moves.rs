@@ -1,11 +1,13 @@
 //! Moves off pods that live on.
 
+mod common;
+
 use std::{collections::HashSet, time::Duration};
 
 use handoff::{
     PodUid, ServerUid,
     moves::{self, Leaving, Move, Resident, share},
-    placement::{Board, Need, PodFacts},
+    placement::{Board, PodFacts},
     window::{FIRST, FLOOR, SHORT_GAP, Window},
 };
 use proptest::prelude::*;
@@ -13,25 +15,14 @@ use proptest::prelude::*;
 const MANY: u32 = 1000;
 
 fn pod(name: &str, leaving: Option<Leaving>) -> PodFacts {
-    PodFacts {
-        pod: PodUid(name.into()),
-        ready: true,
-        running: true,
-        schedulable: true,
-        session: true,
-        newest: leaving != Some(Leaving::Replaced),
-        capacity: 100,
-        types: [("room".to_owned(), vec![1])].into(),
-        leaving,
-        ..PodFacts::default()
-    }
+    PodFacts { newest: leaving != Some(Leaving::Replaced), leaving, ..common::pod(name) }
 }
 
 fn resident(n: usize, pod: &str) -> Resident {
     Resident {
         server: ServerUid(format!("s{n}")),
         pod: PodUid(pod.into()),
-        need: Need { kind: "room".into(), state_version: None, max_of_type: None },
+        need: common::room(None),
         priority: 0,
         tried: HashSet::new(),
     }

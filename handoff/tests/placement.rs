@@ -1,7 +1,10 @@
 //! Placement: who is eligible, and who is best.
 
+mod common;
+
 use std::time::{Duration, Instant};
 
+use common::{pod, room};
 use handoff::{
     PodUid,
     placement::{Board, Ineligible, Need, PodFacts},
@@ -9,24 +12,6 @@ use handoff::{
 use proptest::prelude::*;
 
 const LIMIT: Duration = Duration::from_millis(50);
-
-fn pod(name: &str) -> PodFacts {
-    PodFacts {
-        pod: PodUid(name.into()),
-        ready: true,
-        running: true,
-        schedulable: true,
-        session: true,
-        newest: true,
-        capacity: 100,
-        types: [(String::from("room"), vec![1])].into(),
-        ..PodFacts::default()
-    }
-}
-
-fn room(state_version: Option<u32>) -> Need {
-    Need { kind: "room".into(), state_version, max_of_type: None }
-}
 
 fn best(pods: &[PodFacts], need: &Need) -> Option<String> {
     Board::new(pods.to_vec()).best(need, |_| true).map(|pod| pod.pod.0.clone())

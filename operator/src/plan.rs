@@ -37,7 +37,7 @@ impl Standing {
         for pod in pool {
             if pod.facts.can_host().is_ok() && !pod.types.is_empty() {
                 standing.targets.push(target(pod));
-            } else if on_its_way(pod) {
+            } else if pod.alive && pod.facts.may_come() {
                 standing.expected.push(pod.facts.pod.clone());
             }
         }
@@ -72,18 +72,6 @@ impl Standing {
             || self.targets.len() != other.targets.len()
             || self.targets.iter().zip(&other.targets).any(|(a, b)| !same(a, b))
     }
-}
-
-/// Waiting for it helps: nothing keeps it from becoming a target but time.
-fn on_its_way(pod: &Candidate) -> bool {
-    let facts = &pod.facts;
-    pod.alive
-        && !facts.deleting
-        && !facts.disrupted
-        && !facts.draining
-        && facts.schedulable
-        && !facts.cordoned
-        && !facts.inactive
 }
 
 /// A pod, as agents are told of it.

@@ -27,6 +27,15 @@ pub fn key(meta: &ObjectMeta) -> Key {
     Key::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
+fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a String> {
+    meta.annotations.as_ref()?.get(name)
+}
+
+/// The uid of the first owner of this kind.
+fn owner(meta: &ObjectMeta, kind: &str) -> Option<String> {
+    meta.owner_references.iter().flatten().find(|owner| owner.kind == kind).map(|owner| owner.uid.clone())
+}
+
 /// A pool.
 #[must_use]
 pub fn pool(object: DurableServerPool) -> PoolObject {
@@ -85,12 +94,10 @@ pub fn pod(object: &K8sPod) -> Pod {
         let conditions = status.and_then(|status| status.conditions.as_ref());
         conditions.is_some_and(|all| all.iter().any(|c| c.type_ == kind && c.status == "True"))
     };
-    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name));
-    let says = |name: &str| annotation(name).is_some_and(|said| said == "true");
+    let says = |name: &str| annotation(meta, name).is_some_and(|said| said == "true");
     let emptied = says(DRAIN_ANNOTATION);
-    let owner = |kind: &str| meta.owner_references.iter().flatten().find(|o| o.kind == kind).map(|o| o.uid.clone());
-    let stateful_set = owner("StatefulSet");
-    let cost = || annotation(DELETION_COST).and_then(|cost| cost.parse().ok());
+    let stateful_set = owner(meta, "StatefulSet");
+    let cost = || annotation(meta, DELETION_COST).and_then(|cost| cost.parse().ok());
     let deletion_cost = if stateful_set.is_some() { ordinal(meta).map(|ordinal| -ordinal) } else { cost() };
     let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
     let deleting = meta.deletion_timestamp.is_some();
@@ -109,7 +116,7 @@ pub fn pod(object: &K8sPod) -> Pod {
         emptied,
         deletion_cost: deletion_cost.unwrap_or_default(),
         labels: meta.labels.clone().unwrap_or_default(),
-        replica_set: owner("ReplicaSet"),
+        replica_set: owner(meta, "ReplicaSet"),
         stateful_set,
         over: all_terminated(object) && (deleting || matches!(phase, "Succeeded" | "Failed")),
     }
@@ -168,12 +175,12 @@ pub fn service(object: Service) -> (Key, BTreeMap<String, String>) {
 #[must_use]
 pub fn replica_set(object: &K8sReplicaSet) -> ReplicaSet {
     let meta = &object.metadata;
-    let annotation = |name: &str| meta.annotations.as_ref().and_then(|all| all.get(name));
+    let number = |name: &str| annotation(meta, name).map(String::as_str).unwrap_or_default();
     ReplicaSet {
         uid: meta.uid.clone().unwrap_or_default(),
-        deployment: meta.owner_references.iter().flatten().find(|o| o.kind == "Deployment").map(|o| o.uid.clone()),
-        revision: annotation(REVISION).and_then(|revision| revision.parse().ok()).unwrap_or_default(),
-        desired: annotation(DESIRED).and_then(|desired| desired.parse().ok()).unwrap_or_default(),
+        deployment: owner(meta, "Deployment"),
+        revision: number(REVISION).parse().unwrap_or_default(),
+        desired: number(DESIRED).parse().unwrap_or_default(),
         replicas: object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
     }
 }

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::future::join;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod as PodObject;
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -30,16 +29,15 @@ const EVICTED: Duration = Duration::from_mins(2);
 
 /// Gives the pods a directory and memory that they may fill.
 pub async fn prepare(rooms: &Rooms) -> Result<()> {
-    let api: Api<Deployment> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
-    let patch = json!({ "spec": { "template": { "spec": {
+    let scratch = json!({ "template": { "spec": {
         "volumes": [{ "name": "scratch", "emptyDir": { "sizeLimit": "1Mi" } }],
         "containers": [{
             "name": "rooms",
             "volumeMounts": [{ "name": "scratch", "mountPath": "/scratch" }],
             "resources": { "limits": { "memory": "128Mi" } },
         }],
-    } } } });
-    api.patch("rooms", &PatchParams::default(), &Patch::Strategic(patch)).await?;
+    } } });
+    rooms.change(scratch).await?;
     rooms.scale(PODS).await
 }
 

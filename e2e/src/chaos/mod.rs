@@ -4,7 +4,6 @@
 mod faults;
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -226,14 +225,11 @@ async fn watch_store(rooms: &Rooms, peak: &mut f64) -> Infallible {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = format!(
+    let head = format!(
         "{:<32}{:>8}{:>7}{:>7}{:>11}{:>22}{:>10}{:>8}",
         "fault", "servers", "struck", "twice", "acked lost", "recovery p50/max ms", "requests", "failed"
     );
-    for row in rows {
-        let _ = write!(table, "\n{}", line(row));
-    }
-    table
+    report::listed(head, rows.iter().map(line))
 }
 
 fn line(row: &Row) -> String {

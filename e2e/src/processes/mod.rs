@@ -14,7 +14,6 @@ mod ground;
 mod kubelet;
 mod service;
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -153,14 +152,11 @@ async fn happens(cell: &Cell, case: &Case, row: &mut Row) -> Result<Instant> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = format!(
+    let head = format!(
         "{:<30}{:<24}{:>6}{:>7}{:>7}{:>11}{:>13}{:>10}{:>8}",
         "step", "fault", "hit", "twice", "acked", "acked lost", "recovery ms", "requests", "failed"
     );
-    for row in rows {
-        let _ = write!(table, "\n{}", line(row));
-    }
-    table
+    report::listed(head, rows.iter().map(line))
 }
 
 fn line(row: &Row) -> String {

@@ -127,11 +127,7 @@ impl World {
         let Some(server) = self.servers.get(uid) else { return Attended::Done };
         let spec = self.pools.get(&server.pool).and_then(|pool| pool.object.as_ref()).map(|object| &object.spec);
         let resolved = spec.and_then(|spec| settings::server(spec, &server.spec).ok());
-        let need = Need {
-            kind: server.spec.type_.clone(),
-            state_version: server.state_version,
-            max_of_type: resolved.and_then(|resolved| resolved.max_of_type_per_pod),
-        };
+        let need = server.need(resolved.and_then(|resolved| resolved.max_of_type_per_pod));
         let avoid = &server.ownership.avoid;
         let home = server.ownership.home();
         let board = &places.board;

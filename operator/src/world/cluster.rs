@@ -182,7 +182,8 @@ impl Cluster {
     }
 
     /// Why servers leave a pod that lives on.
-    fn leaving(&self, pod: &Pod, settings: Option<&settings::Pool>) -> Option<Leaving> {
+    #[must_use]
+    pub fn leaving(&self, pod: &Pod, settings: Option<&settings::Pool>) -> Option<Leaving> {
         let ahead = settings.is_some_and(|settings| settings.ahead);
         match () {
             () if pod.deleting => None,

@@ -24,7 +24,7 @@ use std::{
 };
 
 use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, Reason, settings};
-use handoff::{Instant, PodUid, ServerId, ServerUid};
+use handoff::{Instant, PodUid, ServerId, ServerUid, placement::Need};
 
 pub use bury::{Deletion, FINALIZER};
 pub use cluster::{Cluster, PodEntry, Session};
@@ -90,6 +90,13 @@ pub struct Server {
     pub stop_sent: Option<(SessionId, Instant)>,
     /// How far its deletion is.
     pub deletion: Deletion,
+}
+
+impl Server {
+    /// What it needs of a pod, which may have so many of its type.
+    fn need(&self, max_of_type: Option<u32>) -> Need {
+        Need { kind: self.spec.type_.clone(), state_version: self.state_version, max_of_type }
+    }
 }
 
 /// One pool: its resource, and what is marked to be done.

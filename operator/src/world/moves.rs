@@ -9,12 +9,12 @@ use crds::settings;
 use handoff::{
     Instant, PodUid, ServerUid,
     moves::{self, Resident},
-    placement::{Board, Need, PodFacts},
+    placement::{Board, PodFacts},
     window::Window,
 };
 use wire::session::{self, MoveEnded, Phase, to_agent};
 
-use super::{World, sessions::server_ref};
+use super::{Pool, World, sessions::server_ref};
 use crate::{
     model::{Effect, Key},
     ownership::Standing,
@@ -62,9 +62,9 @@ impl Moves {
         self.look = true;
     }
 
-    /// Takes out a flight, if this is its order.
-    fn land(&mut self, server: &ServerUid, order: u64) -> Option<Flight> {
-        let current = self.flights.get(server).is_some_and(|flight| flight.order == order);
+    /// Takes out a flight, if this is its order and this the pod that was given it.
+    fn land(&mut self, server: &ServerUid, order: u64, pod: &PodUid) -> Option<Flight> {
+        let current = self.flights.get(server).is_some_and(|flight| flight.order == order && flight.from == *pod);
         if current { self.flights.remove(server) } else { None }
     }
 
@@ -87,10 +87,14 @@ impl World {
         self.give_up_lost(key, now);
         let Some(pool) = self.pools.get(key) else { return };
         let Some(settings) = pool.settings.as_ref().filter(|settings| !settings.paused) else { return };
+        let stay = self.left(pool).next().is_none();
+        if stay && !settings.rebalance {
+            return;
+        }
         let candidates = self.cluster.candidates(&pool.pods, Some(settings));
         let mut facts: Vec<PodFacts> = candidates.iter().map(|candidate| candidate.facts.clone()).collect();
-        if facts.iter().all(|pod| pod.leaving.is_none()) {
-            if settings.rebalance && is_calm(&candidates) {
+        if stay {
+            if is_calm(&candidates) {
                 self.even_out(key, facts, &candidates, now);
             }
             return;
@@ -101,7 +105,7 @@ impl World {
             return;
         }
         let share = moves::share(pool.servers.len(), self.wanted(key));
-        let left = facts.iter().filter(|pod| pod.leaving.is_some() && !pod.deleting && !pod.draining);
+        let left = facts.iter().filter(|pod| pod.leaving.is_some() && !pod.draining);
         let residents = self.residents(key, left, now);
         self.count_types(key, &mut facts);
         for next in moves::next(&mut Board::new(facts), residents, share, room) {
@@ -123,12 +127,16 @@ impl World {
         }
     }
 
+    /// Pods of a pool that servers leave though they live on.
+    fn left<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = &'a PodUid> {
+        let pods = pool.pods.iter().filter_map(|uid| self.cluster.pods.get(uid)).map(|entry| &entry.pod);
+        let settings = pool.settings.as_ref();
+        pods.filter(move |pod| self.cluster.leaving(pod, settings).is_some()).map(|pod| &pod.uid)
+    }
+
     /// How many servers are in pods that they are to leave.
-    pub(super) fn leaving(&self, key: &Key) -> usize {
-        let Some(pool) = self.pools.get(key) else { return 0 };
-        let candidates = self.cluster.candidates(&pool.pods, pool.settings.as_ref());
-        let left = candidates.iter().filter(|candidate| candidate.facts.leaving.is_some());
-        left.filter_map(|candidate| self.cluster.sessions.get(&candidate.facts.pod)).map(|s| s.held.len()).sum()
+    pub(super) fn leaving(&self, pool: &Pool) -> usize {
+        self.left(pool).filter_map(|pod| self.cluster.sessions.get(pod)).map(|session| session.held.len()).sum()
     }
 
     /// How many pods of the newest revisions there will be.
@@ -165,11 +173,7 @@ impl World {
                 residents.push(Resident {
                     server: uid.clone(),
                     pod: pod.clone(),
-                    need: Need {
-                        kind: server.spec.type_.clone(),
-                        state_version: server.state_version,
-                        max_of_type: resolved.max_of_type_per_pod,
-                    },
+                    need: server.need(resolved.max_of_type_per_pod),
                     priority: resolved.priority,
                     tried: rest.map(|rest| rest.tried.clone()).unwrap_or_default(),
                 });
@@ -204,7 +208,7 @@ impl World {
         let Some(uid) = self.of_its_pool(pod, ended.server.as_ref()) else { return };
         let Some(key) = self.servers.get(&uid).map(|server| server.pool.clone()) else { return };
         let pool = self.pool_mut(&key);
-        let Some(flight) = pool.moves.land(&uid, ended.order).filter(|flight| flight.from == *pod) else { return };
+        let Some(flight) = pool.moves.land(&uid, ended.order, pod) else { return };
         pool.moves.look();
         if ended.moved {
             pool.moves.rests.remove(&uid);

@@ -119,7 +119,7 @@ impl World {
             servers: pool.servers.len(),
             running: pool.servers.iter().filter(running).count(),
             pods: sessions().count(),
-            leaving: self.leaving(key),
+            leaving: self.leaving(pool),
             eligible: pool.plan.targets.len(),
             problem: problem.as_ref(),
             previous,
