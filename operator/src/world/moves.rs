@@ -116,6 +116,9 @@ impl World {
     /// The fullest pod gives some to emptier ones.
     fn even_out(&mut self, key: &Key, mut facts: Vec<PodFacts>, candidates: &[Candidate], now: Instant) {
         let Some(pool) = self.pools.get(key) else { return };
+        for pod in &mut facts {
+            pod.load = pod.load.saturating_sub(self.going(pool, &pod.pod));
+        }
         let hosts = facts.iter().filter(|pod| pod.can_host().is_ok());
         let share = moves::share(pool.servers.len(), hosts.clone().count());
         let room = SLOW.saturating_sub(pool.moves.flights.len());
@@ -125,6 +128,14 @@ impl World {
         for next in moves::even(&mut Board::new(facts), &residents, share, room) {
             self.order_move(key, next, candidates, now);
         }
+    }
+
+    /// Servers of a pod that are on their way out. They count where they go.
+    fn going(&self, pool: &Pool, pod: &PodUid) -> u32 {
+        let Some(session) = self.cluster.sessions.get(pod) else { return 0 };
+        let out =
+            pool.moves.flights.iter().filter(|(uid, flight)| flight.from == *pod && session.held.contains_key(*uid));
+        u32::try_from(out.count()).unwrap_or(u32::MAX)
     }
 
     /// Pods of a pool that servers leave though they live on.
