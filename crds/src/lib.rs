@@ -44,6 +44,8 @@ pub const POOL_LABEL: &str = "durableserver.io/pool";
 pub const CORDON_ANNOTATION: &str = "durableserver.io/cordon";
 /// Annotation of a pod; `true`: it gets no more servers, and those it has move to other pods, live.
 pub const DRAIN_ANNOTATION: &str = "durableserver.io/drain";
+/// Annotation of a pod: the deletion cost that the operator gave it. If the pod has another one, somebody else did.
+pub const DELETION_COST_ANNOTATION: &str = "durableserver.io/deletion-cost";
 
 /// Types of the conditions in the resources' status.
 pub mod condition {

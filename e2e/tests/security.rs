@@ -151,3 +151,29 @@ async fn the_operator_may_do_what_was_reviewed_and_pods_nothing_more_than_others
     ensure!(pods == fresh, "pods may do more: {:?}", pods.difference(&fresh).collect::<Vec<_>>());
     cluster.remove_namespace(&namespace).await
 }
+
+#[tokio::test]
+async fn the_operator_may_change_nothing_of_a_pod_but_its_deletion_cost() -> Result<()> {
+    let cluster = Cluster::up(Store::any()).await?;
+    let namespace = cluster.fresh_namespace("costs").await?;
+    let image = concat!("durable-server/rooms:", env!("CARGO_PKG_VERSION"));
+    let (well, said) = cluster.kubectl(&["run", "pod", "-n", &namespace, "--image", image]).await?;
+    ensure!(well, "{said}");
+    let operator = format!("system:serviceaccount:{SYSTEM}:{OPERATOR}");
+    let patched = async |patch: &str| {
+        cluster.kubectl(&["patch", "pod", "pod", "-n", &namespace, "--as", &operator, "-p", patch]).await
+    };
+    let cost = r#"{"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "3", "durableserver.io/deletion-cost": "3"}}}"#;
+    let (well, said) = patched(cost).await?;
+    ensure!(well, "{said}");
+    for patch in [
+        r#"{"metadata": {"labels": {"app": "other"}}}"#,
+        r#"{"metadata": {"annotations": {"durableserver.io/drain": "true"}}}"#,
+        r#"{"metadata": {"finalizers": ["example.com/other"]}}"#,
+        r#"{"spec": {"containers": [{"name": "pod", "image": "other:1"}]}}"#,
+    ] {
+        let (well, said) = patched(patch).await?;
+        ensure!(!well && said.contains("of a pod but its deletion cost"), "{patch}: {said}");
+    }
+    cluster.remove_namespace(&namespace).await
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{pod, room};
 use handoff::{
     PodUid,
-    placement::{Board, Ineligible, Need, PodFacts},
+    placement::{Board, Ineligible, Need, PodFacts, new_deletion_cost},
 };
 use proptest::prelude::*;
 
@@ -77,6 +77,14 @@ fn of_older_pods_the_one_that_ends_last_is_best() {
     let old = |name: &str, deletion_cost, load| PodFacts { newest: false, deletion_cost, load, ..pod(name) };
     let pods = [old("next", -3, 0), old("last", 0, 50), old("later", -1, 0)];
     assert_eq!(best(&pods, &room(None)).as_deref(), Some("last"));
+}
+
+#[test]
+fn a_deletion_cost_changes_only_when_it_says_something_else() {
+    let cases = [(0, 0, None), (1, 0, Some(1)), (0, 1, Some(0)), (10, 0, Some(10)), (10, 8, None), (10, 7, Some(10))];
+    for (load, told, expected) in cases.into_iter().chain([(8, 10, None), (8, 11, Some(8)), (4, -1000, Some(4))]) {
+        assert_eq!(new_deletion_cost(load, told), expected, "{load} servers, told {told}");
+    }
 }
 
 #[test]

@@ -47,6 +47,10 @@ pub struct Args {
     /// DNS names that they are for.
     #[arg(long, env = "TLS_NAMES", value_delimiter = ',')]
     pub tls_names: Vec<String>,
+    /// Have a scale-down end the pods with the fewest servers first, by their annotation
+    /// `controller.kubernetes.io/pod-deletion-cost`.
+    #[arg(long, env = "POD_DELETION_COST")]
+    pub pod_deletion_cost: bool,
     /// What is put into pods, and where.
     #[command(flatten)]
     pub webhook: WebhookArgs,

@@ -91,8 +91,8 @@ pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let reviews = Arc::new(TokenReviews::new(client.clone(), args.audience.clone()));
     let reviewed = Sessions::new(reviews, events.clone(), candidate.leadership());
     let served = tokio::spawn(session::serve(reviewed, sessions, stop.clone()));
-    let namespaces = args.watch_namespaces;
-    let turn = Turn { client, namespaces, events, incoming, authority, ready, lens, stop: stop.clone() };
+    let (namespaces, writes_costs) = (args.watch_namespaces, args.pod_deletion_cost);
+    let turn = Turn { client, namespaces, writes_costs, events, incoming, authority, ready, lens, stop: stop.clone() };
 
     let ended = tokio::select! {
         ended = turn.lead(&mut candidate) => ended,
@@ -130,6 +130,7 @@ fn candidate(client: &Client, args: &Args) -> Candidate {
 struct Turn {
     client: Client,
     namespaces: Vec<String>,
+    writes_costs: bool,
     events: mpsc::Sender<Event>,
     incoming: mpsc::Receiver<Event>,
     authority: Arc<Certificates>,
@@ -148,7 +149,7 @@ impl Turn {
             () = self.stop.cancelled() => return Ok(()),
         }
         self.ready.store(false, Ordering::Relaxed);
-        let world = World::new(cluster_id(&self.client).await?, numbers_begin());
+        let world = World::new(cluster_id(&self.client).await?, numbers_begin()).with_costs(self.writes_costs);
         let (writes, to_write) = mpsc::unbounded_channel();
         let (notes, to_publish) = mpsc::channel(NOTES);
         let mut tasks = JoinSet::new();

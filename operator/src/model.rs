@@ -16,6 +16,9 @@ use wire::{
     session::{Hello, ToAgent, from_agent, to_agent},
 };
 
+/// By this annotation a `ReplicaSet` that is scaled down chooses which pods end.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
 /// An object by namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -155,9 +158,11 @@ pub struct Pod {
     pub emptied: bool,
     /// Uid of the `StatefulSet` that made it.
     pub stateful_set: Option<String>,
-    /// The lower, the sooner it ends: annotation `controller.kubernetes.io/pod-deletion-cost`, 0 without one; of a
+    /// The lower, the sooner it ends: annotation [`DELETION_COST`], 0 without one; of a
     /// `StatefulSet`, whose highest ordinal is the first to go, the ordinal below zero.
     pub deletion_cost: i32,
+    /// Somebody else than the operator gave it that.
+    pub cost_is_given: bool,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Uid of the `ReplicaSet` that made it.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crds::{CORDON_ANNOTATION, DRAIN_ANNOTATION, DurableServer, DurableServerPool, Handoff, POOL_LABEL, settings};
+use crds::{
+    CORDON_ANNOTATION, DELETION_COST_ANNOTATION, DRAIN_ANNOTATION, DurableServer, DurableServerPool, Handoff,
+    POOL_LABEL, settings,
+};
 use handoff::{PodUid, ServerId, ServerUid};
 use k8s_openapi::{
     api::{
@@ -13,12 +16,11 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject},
+    model::{DELETION_COST, HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject},
     world::POD_UID_LABEL,
 };
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
-const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 
 /// Name and namespace.
@@ -97,8 +99,9 @@ pub fn pod(object: &K8sPod) -> Pod {
     let says = |name: &str| annotation(meta, name).is_some_and(|said| said == "true");
     let emptied = says(DRAIN_ANNOTATION);
     let stateful_set = owner(meta, "StatefulSet");
-    let cost = || annotation(meta, DELETION_COST).and_then(|cost| cost.parse().ok());
-    let deletion_cost = if stateful_set.is_some() { ordinal(meta).map(|ordinal| -ordinal) } else { cost() };
+    let cost = annotation(meta, DELETION_COST);
+    let said = cost.and_then(|cost| cost.parse().ok());
+    let deletion_cost = if stateful_set.is_some() { ordinal(meta).map(|ordinal| -ordinal) } else { said };
     let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
     let deleting = meta.deletion_timestamp.is_some();
     Pod {
@@ -115,6 +118,7 @@ pub fn pod(object: &K8sPod) -> Pod {
         cordoned: emptied || says(CORDON_ANNOTATION),
         emptied,
         deletion_cost: deletion_cost.unwrap_or_default(),
+        cost_is_given: cost.is_some() && cost != annotation(meta, DELETION_COST_ANNOTATION),
         labels: meta.labels.clone().unwrap_or_default(),
         replica_set: owner(meta, "ReplicaSet"),
         stateful_set,
@@ -231,6 +235,18 @@ mod tests {
         ];
         for (phase, deleting, host, agent, over) in cases {
             assert_eq!(pod_with(phase, deleting, host, agent).over, over, "{phase} {deleting} {host} {agent}");
+        }
+    }
+
+    #[test]
+    fn a_deletion_cost_that_is_not_what_the_operator_wrote_is_given_by_somebody_else() {
+        let cases = [(None, None, 0, false), (Some("5"), Some("5"), 5, false), (Some("5"), None, 5, true)];
+        for (cost, ours, value, given) in cases.into_iter().chain([(Some("6"), Some("5"), 6, true)]) {
+            let annotations = json!({ DELETION_COST: cost, DELETION_COST_ANNOTATION: ours });
+            let set = annotations.as_object().unwrap().iter().filter(|(_, value)| !value.is_null());
+            let set: serde_json::Map<_, _> = set.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let pod = pod(&serde_json::from_value(json!({ "metadata": { "annotations": set } })).unwrap());
+            assert_eq!((pod.deletion_cost, pod.cost_is_given), (value, given), "{annotations}");
         }
     }
 

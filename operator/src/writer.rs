@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -118,7 +119,7 @@ impl Pending {
 struct Queue {
     pending: HashMap<Object, Pending>,
     under_way: HashSet<Object>,
-    /// Pools and handoffs: few, and watched by people.
+    /// Pools and handoffs: few, and watched by people. All else waits for them.
     first: VecDeque<Object>,
     then: VecDeque<Object>,
     delayed: BTreeSet<(Instant, Object)>,
@@ -135,7 +136,8 @@ impl Queue {
     }
 
     fn enqueue(&mut self, object: Object) {
-        if object.0 == Kind::Server { self.then.push_back(object) } else { self.first.push_back(object) }
+        let queue = if matches!(object.0, Kind::Server | Kind::Pod) { &mut self.then } else { &mut self.first };
+        queue.push_back(object);
     }
 
     fn pop(&mut self) -> Option<(Object, What)> {
@@ -245,6 +247,7 @@ fn resource(kind: Kind) -> ApiResource {
     match kind {
         Kind::Pool => ApiResource::erase::<crds::DurableServerPool>(&()),
         Kind::Handoff => ApiResource::erase::<crds::Handoff>(&()),
+        Kind::Pod => ApiResource::erase::<Pod>(&()),
         _ => ApiResource::erase::<crds::DurableServer>(&()),
     }
 }

@@ -31,6 +31,8 @@ pub struct PodEntry {
     pub silent_since: Option<Instant>,
     /// When people were told that it has no pool.
     pub warned: Option<Instant>,
+    /// When its deletion cost was last written.
+    pub weighed: Option<Instant>,
 }
 
 /// An open session.
@@ -203,7 +205,8 @@ impl Cluster {
     }
 }
 
-fn load(session: &Session) -> u32 {
+/// Servers that a pod has, or is about to get.
+pub(super) fn load(session: &Session) -> u32 {
     let coming = session.coming.iter().filter(|uid| !session.held.contains_key(*uid)).count();
     u32::try_from(session.held.len() + session.assigned.len() + coming).unwrap_or(u32::MAX)
 }

@@ -10,6 +10,7 @@ mod alarms;
 mod attend;
 mod bury;
 mod cluster;
+mod costs;
 mod index;
 mod look;
 mod moves;
@@ -149,6 +150,8 @@ pub struct World {
     timers: BTreeSet<(Instant, Key)>,
     effects: Vec<Effect>,
     budget: Budget,
+    /// Pods' deletion costs are written.
+    writes_costs: bool,
     /// Servers that changed since the page was last shown them; `None`: nobody looks.
     unseen: Option<BTreeSet<Key>>,
 }
@@ -177,6 +180,7 @@ impl World {
             timers: BTreeSet::new(),
             effects: Vec::new(),
             budget: Budget::default(),
+            writes_costs: false,
             unseen: None,
         }
     }
@@ -251,6 +255,7 @@ impl World {
         let keys: Vec<Key> = self.pools.keys().cloned().collect();
         for key in &keys {
             self.renew_plan(key);
+            self.weigh(key, now.mono);
             self.report_pool(key, now);
         }
         self.look_for_silence(now.mono);

@@ -21,6 +21,12 @@
 - apiGroups: [""]
   resources: [pods, services]
   verbs: [get, list, watch]
+{{- if .Values.podDeletionCost.enabled }}
+# Their deletion cost, and nothing else: a ValidatingAdmissionPolicy of this chart refuses all other changes.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [patch]
+{{- end }}
 - apiGroups: [apps]
   resources: [replicasets, statefulsets]
   verbs: [get, list, watch]

@@ -1,5 +1,6 @@
 //! Whole stories through the index: events in, effects out, no cluster.
 
+mod costs;
 mod crashing;
 mod deleting;
 mod leases;
