@@ -118,6 +118,25 @@ impl Ledger {
         locked(&self.reports).iter().filter(|r| r.event == Event::Begin && r.at_ns >= at_ns).count()
     }
 
+    /// Terms begun at or after this time, of the server that has most.
+    #[must_use]
+    pub fn most_begun_since(&self, at_ns: u64) -> usize {
+        let reports = locked(&self.reports);
+        let begun = reports.iter().filter(|r| r.event == Event::Begin && r.at_ns >= at_ns);
+        let mut terms = BTreeMap::<&String, usize>::new();
+        for report in begun {
+            *terms.entry(&report.uid).or_default() += 1;
+        }
+        terms.into_values().max().unwrap_or_default()
+    }
+
+    /// Whether this pod serves anything now.
+    #[must_use]
+    pub fn serves(&self, pod: &str) -> bool {
+        let reports = locked(&self.reports);
+        terms(&reports).values().flatten().any(|term| term.pod == pod && term.end == u64::MAX)
+    }
+
     /// Terms begun in any pod but this one.
     #[must_use]
     pub fn begins_elsewhere(&self, pod: &str) -> usize {
@@ -376,7 +395,8 @@ mod tests {
             .unwrap();
         let answer = crate::http::Pool::new(ledger.address).send(request).await.unwrap();
         assert_eq!(answer.status(), 204);
-        assert_eq!(ledger.begun_since(5), 1);
+        assert!(ledger.serves("a") && !ledger.serves("b"));
+        assert_eq!((ledger.begun_since(5), ledger.most_begun_since(5), ledger.most_begun_since(6)), (1, 1, 0));
         assert!(ledger.overlaps(&BTreeMap::new()).await.is_empty());
     }
 }

@@ -281,7 +281,7 @@ impl Client {
         let mut seen = self.seen();
         let said = said.map_err(|error| {
             // Failures of one kind are counted together, whichever server had them.
-            let why = format!("{error:#}").replace(&self.plan.servers[server as usize], "(server)");
+            let why = format!("{kind:?}: {error:#}").replace(&self.plan.servers[server as usize], "(server)");
             *seen.failures.entry(why).or_default() += 1;
         });
         seen.answers.push(Answer { server, sent_at, received_at, kind, said: said.ok() });

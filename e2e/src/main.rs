@@ -14,7 +14,7 @@ use e2e::figures::Spread;
 use e2e::metrics::Histograms;
 use e2e::report::{self, Limit};
 use e2e::rollout::{self, Figures, Rollout};
-use e2e::rollouts;
+use e2e::rollouts::{self, Size};
 use e2e::rooms::Rooms;
 use serde_json::{Value, json};
 
@@ -65,7 +65,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
-        Command::Rollouts { only } => rollouts::run(&only).await,
+        Command::Rollouts { only } => rollouts::run(Size::Whole, &only).await,
         Command::Chaos { only, servers } => chaos::run(servers, chaos::Part::All, &only).await,
         Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }

@@ -51,6 +51,8 @@ pub struct Figures {
     pub store_ops_per_handoff: StoreOps,
     /// Terms begun per server.
     pub hops_per_server: f64,
+    /// Terms begun of the server that had most.
+    pub most_hops: usize,
     /// Answers of an old epoch after one of a new one was there, and terms that overlap in the ledger.
     pub double_served: usize,
     /// From the moment a pod is told to end until it serves nobody; of the slowest pod.
@@ -142,6 +144,7 @@ fn figures(rooms: &Rooms, servers: usize, seen: &Seen, rollout: &Rollout, ops: S
         slow_requests: traffic.slow,
         requests: traffic.requests,
         store_ops_per_handoff: ops.without_puts(synced).per(moved + stopped),
+        most_hops: rooms.ledger.most_begun_since(begun),
         hops_per_server: hundredths(figures::ratio(rooms.ledger.begun_since(begun), servers)),
         double_served: figures::double_served(&seen.answers) + rollout.overlaps.len(),
         drain_s: hundredths(figures::millis(drains.max().unwrap_or(0)) / 1_000.0),
@@ -193,11 +196,10 @@ impl Watched {
         }
     }
 
-    /// Six servers are probed at any time, of the pod that is emptied next: of each drain six gaps are seen.
+    /// Six servers are probed at any time, of the pod that is emptied next: of each drain six gaps are seen. Whether it is empty, its
+    /// host says: their statuses follow when the next drain is half over.
     fn follow(&mut self, rooms: &Rooms, load: &Load) {
-        let servers = rooms.view.servers();
-        let empty = |pod: &String| !servers.iter().any(|server| server.pod == *pod);
-        if self.probing.as_ref().is_none_or(empty)
+        if self.probing.as_ref().is_none_or(|pod| !rooms.ledger.serves(pod))
             && let Some(pod) = self.next.pop_front()
         {
             load.probe(rooms.six_of(&pod));

@@ -3,9 +3,9 @@
 #![allow(clippy::large_futures, reason = "the API client's futures are large, and a test makes few")]
 
 use anyhow::Result;
-use e2e::rollouts;
+use e2e::rollouts::{self, Size};
 
 #[tokio::test]
 async fn servers_move_once_and_no_request_fails_whatever_sends_them() -> Result<()> {
-    rollouts::run("").await
+    rollouts::run(Size::Few, "").await
 }

@@ -1,8 +1,10 @@
 //! Chat rooms as durable servers: each keeps its messages, counter and members while pods come and go.
 //!
 //! Environment: `POD_NAME` and `NODE_NAME` (shown to people), `DURABLE_DIR` (the volume shared with the agent,
-//! `/run/durable` by default), `LEDGER` (`http://host:port`, where terms of serving are reported; none by default).
+//! `/run/durable` by default), `LEDGER` (`http://host:port`, where terms of serving are reported; none by default),
+//! `ROOMS_STATE_VERSION` (`2`: write states that rooms without it cannot load).
 
+mod later;
 mod ledger;
 mod room;
 mod routes;
@@ -11,7 +13,7 @@ use std::{env, sync::LazyLock};
 
 use durable_sdk::Host;
 
-use crate::{ledger::Ledger, routes::Room};
+use crate::{later::Later, ledger::Ledger, routes::Room};
 
 /// Where this process runs.
 struct Place {
@@ -30,7 +32,10 @@ fn variable(name: &str) -> String {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_ansi(false).init();
     let dir = env::var("DURABLE_DIR").unwrap_or_else(|_| "/run/durable".into());
-    let host = Host::new().serve::<Room>();
+    let host = match env::var("ROOMS_STATE_VERSION").as_deref() {
+        Ok("2") => Host::new().serve::<Later>(),
+        _ => Host::new().serve::<Room>(),
+    };
     let url = env::var("LEDGER").unwrap_or_default();
     if url.is_empty() {
         return Ok(host.run(dir).await?);
