@@ -135,8 +135,11 @@ pub async fn updated(rooms: &Rooms) -> Result<()> {
 pub async fn scaled(rooms: &Rooms) -> Result<()> {
     let pods = rooms.view.pods();
     let empty: Vec<&Pod> = pods.iter().take(2).collect();
-    for pod in &empty {
-        nodes::annotate(rooms, pod, json!({ "durableserver.io/drain": "true" })).await?;
+    // Neither gets what the other had.
+    for annotation in ["durableserver.io/cordon", "durableserver.io/drain"] {
+        for pod in &empty {
+            nodes::annotate(rooms, pod, json!({ annotation: "true" })).await?;
+        }
     }
     emptied(rooms, |held| empty.iter().any(|pod| pod.name == held)).await?;
     leave_costs_to_the_operator(rooms, &pods).await?;
