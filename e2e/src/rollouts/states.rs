@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{LIMIT, Run, WRITES};
+use super::{LIMIT, WRITES};
 use crate::cluster::Cluster;
 use crate::figures::{self, Answer, Lost};
 use crate::rooms::Rooms;
@@ -23,7 +24,8 @@ const WRITING: Duration = Duration::from_secs(2);
 pub struct Absence {
     /// What it is.
     pub name: &'static str,
-    run: Run,
+    /// Lets it happen; what servers answered in the middle of it.
+    run: for<'a> fn(&'a Rooms) -> LocalBoxFuture<'a, Result<Vec<Answer>>>,
 }
 
 /// All of them.
@@ -38,7 +40,7 @@ impl Absence {
         let rooms = Rooms::start(cluster, "absence", PODS, json!({})).await?;
         rooms.create(SERVERS, STATE).await?;
         let mut answers = written(&rooms).await?;
-        (self.run)(&rooms).await?;
+        answers.extend((self.run)(&rooms).await?);
         rooms.all_running(SERVERS, LIMIT).await?;
         answers.extend(written(&rooms).await?);
         let Lost { answered, acked } = figures::lost(&answers);
@@ -55,15 +57,16 @@ async fn written(rooms: &Rooms) -> Result<Vec<Answer>> {
     Ok(load.stop().await?.answers)
 }
 
-async fn to_nothing(rooms: &Rooms) -> Result<()> {
+async fn to_nothing(rooms: &Rooms) -> Result<Vec<Answer>> {
     rooms.scale(0).await?;
     waiting(rooms, "no pod of pool rooms can host now").await?;
-    rooms.scale(PODS).await
+    rooms.scale(PODS).await?;
+    Ok(Vec::new())
 }
 
 /// Newer pods load what older ones wrote, and write what those cannot load. Rolled back to those, servers wait, and say
-/// for what; rolled forward, they go on.
-async fn back(rooms: &Rooms) -> Result<()> {
+/// for what; rolled forward, they go on. One that was not written to in between could go back: its state is an old one.
+async fn back(rooms: &Rooms) -> Result<Vec<Answer>> {
     let format = |version: Value| {
         json!({ "template": { "spec": { "containers": [{
             "name": "rooms", "env": [{ "name": "ROOMS_STATE_VERSION", "value": version }],
@@ -71,9 +74,11 @@ async fn back(rooms: &Rooms) -> Result<()> {
     };
     rolled(rooms, format(json!("2"))).await?;
     rooms.all_running(SERVERS, LIMIT).await?;
+    let answers = written(rooms).await?;
     rolled(rooms, format(json!("1"))).await?;
     waiting(rooms, "no pod of pool rooms can load type room with state version 2").await?;
-    rolled(rooms, format(json!("2"))).await
+    rolled(rooms, format(json!("2"))).await?;
+    Ok(answers)
 }
 
 async fn rolled(rooms: &Rooms, spec: Value) -> Result<()> {
