@@ -156,9 +156,16 @@ async fn the_operator_may_do_what_was_reviewed_and_pods_nothing_more_than_others
 async fn the_operator_may_change_nothing_of_a_pod_but_its_deletion_cost() -> Result<()> {
     let cluster = Cluster::up(Store::any()).await?;
     let namespace = cluster.fresh_namespace("costs").await?;
-    let image = concat!("durable-server/rooms:", env!("CARGO_PKG_VERSION"));
-    let (well, said) = cluster.kubectl(&["run", "pod", "-n", &namespace, "--image", image]).await?;
-    ensure!(well, "{said}");
+    let container = json!({
+        "name": "pod", "image": concat!("durable-server/rooms:", env!("CARGO_PKG_VERSION")),
+        "securityContext": { "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } },
+    });
+    let security = json!({ "runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": { "type": "RuntimeDefault" } });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "pod" },
+        "spec": { "containers": [container], "securityContext": security },
+    });
+    cluster.apply(&namespace, pod).await?;
     let operator = format!("system:serviceaccount:{SYSTEM}:{OPERATOR}");
     let patched = async |patch: &str| {
         cluster.kubectl(&["patch", "pod", "pod", "-n", &namespace, "--as", &operator, "-p", patch]).await

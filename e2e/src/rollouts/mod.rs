@@ -131,8 +131,10 @@ pub async fn run(size: Size, only: &str) -> Result<()> {
         absence.go(&cluster).await.with_context(|| absence.name.to_owned())?;
         println!("{:<48}nothing lost, nothing failed before or after", absence.name);
     }
-    println!("\n{}\n", table(&rows));
-    report::write("rollouts", &rows)?;
+    if !rows.is_empty() {
+        println!("\n{}\n", table(&rows));
+        report::write("rollouts", &rows)?;
+    }
     report::check(&limits)
 }
 
