@@ -47,6 +47,9 @@ enum Command {
         /// Only ways whose names contain this.
         #[arg(default_value = "")]
         only: String,
+        /// Restarts in a row while clients have sockets and streams.
+        #[arg(long, default_value_t = 10)]
+        restarts: u32,
     },
     /// What breaks without a word, and how servers come back.
     Chaos {
@@ -65,7 +68,7 @@ async fn main() -> Result<()> {
         Command::Up => up().await,
         Command::Demo => demo().await,
         Command::Bench => bench().await,
-        Command::Rollouts { only } => rollouts::run(&only).await,
+        Command::Rollouts { only, restarts } => rollouts::run(&only, restarts).await,
         Command::Chaos { only, servers } => chaos::run(servers, chaos::Part::All, &only).await,
         Command::Faults => casebook::run(&Cluster::up(Store::Outside).await?, true).await,
     }

@@ -16,11 +16,14 @@ use crate::cluster::{Cluster, Store};
 use crate::report::{self, Limit};
 use crate::rollout::{self, Figures};
 use crate::rooms::Rooms;
+use crate::sockets::{self, Clients};
 use crate::view::Pod;
 use crate::wait::until;
 
 const PODS: usize = 4;
 const WRITES: u32 = 200;
+/// While there are sockets and streams too.
+const MORE_WRITES: u32 = 500;
 const STATE: usize = 4096;
 const SERVERS: usize = 240;
 /// Nothing here takes longer.
@@ -47,6 +50,10 @@ struct Way {
     pool: Value,
     /// Moves of each server, at most.
     hops: f64,
+    /// How often, one after the other.
+    times: u32,
+    /// Whether there are clients with sockets and streams.
+    sockets: bool,
     run: for<'a> fn(&'a Rooms) -> LocalBoxFuture<'a, Result<()>>,
 }
 
@@ -60,13 +67,18 @@ struct Row {
     figures: Figures,
     /// Servers of the fullest pod, of an even part.
     fullest: f64,
+    /// What became of sockets and streams, if there were any.
+    #[serde(flatten)]
+    sockets: Option<sockets::Figures>,
 }
 
-fn ways() -> Vec<Way> {
+fn ways(restarts: u32) -> Vec<Way> {
     let ahead = json!({ "handoffOnShutdown": { "ahead": true } });
     let even = json!({ "placement": { "rebalance": true } });
-    let way =
-        |name, pool: &Value, hops, run| Way { name, workload: Workload::Deployment, pool: pool.clone(), hops, run };
+    let way = |name, pool: &Value, hops, run| {
+        let (workload, pool) = (Workload::Deployment, pool.clone());
+        Way { name, workload, pool, hops, times: 1, sockets: false, run }
+    };
     vec![
         way("rolling restart", &json!({}), 1.05, |rooms| restarted(rooms).boxed_local()),
         way("rolling restart, ahead", &ahead, 1.05, |rooms| ahead_of_restart(rooms).boxed_local()),
@@ -82,21 +94,27 @@ fn ways() -> Vec<Way> {
         way("blue-green, and back in mid-move", &json!({ "activeService": ACTIVE }), 2.0, |rooms| {
             flipped_back(rooms).boxed_local()
         }),
+        Way {
+            times: restarts,
+            sockets: true,
+            ..way("sockets and streams, many restarts", &json!({}), 1.05, |rooms| restarted(rooms).boxed_local())
+        },
     ]
 }
 
-/// Goes each way whose name contains `only`, prints the table, and writes `target/figures/rollouts.json`. Fails if a request
+/// Goes each way whose name contains `only`, that of many restarts with so many of them, prints the table, and writes `target/figures/rollouts.json`. Fails if a request
 /// failed, something was lost or served twice, or servers moved more often than they should.
-pub async fn run(only: &str) -> Result<()> {
+pub async fn run(only: &str, restarts: u32) -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
-    for way in ways().into_iter().filter(|way| way.name.contains(only)) {
-        let name = way.name;
+    for way in ways(restarts).into_iter().filter(|way| way.name.contains(only)) {
+        let (name, hops) = (way.name, way.hops * f64::from(way.times));
         let row = way.go(&cluster).await.with_context(|| name.to_owned())?;
         println!("{}", line(&row));
         limits.extend(report::nothing_lost(name, &row.figures));
-        limits.push(Limit::count(&format!("{name}: moves a server"), row.figures.hops_per_server, way.hops));
+        limits.push(Limit::count(&format!("{name}: moves a server"), row.figures.hops_per_server, hops));
         limits.push(Limit::time(&format!("{name}: gap, median (ms)"), row.figures.gap_ms.p50, 10.0));
+        limits.extend(row.sockets.iter().flat_map(|sockets| sockets.limits(name)));
         rows.push(row);
     }
     println!("\n{}\n", table(&rows));
@@ -122,12 +140,24 @@ impl Way {
             Workload::StatefulSet => make_set(&rooms).await?,
         }
         rooms.create(SERVERS, STATE).await?;
-        let run = rollout::observe(&rooms, SERVERS, WRITES, false, (self.run)(&rooms)).await?;
+        let clients = if self.sockets { Some(Clients::start(rooms.service().await?)?) } else { None };
+        let sends = async {
+            for _ in 0..self.times {
+                (self.run)(&rooms).await?;
+            }
+            Ok(())
+        };
+        let writes = if self.sockets { MORE_WRITES } else { WRITES };
+        let run = rollout::observe(&rooms, SERVERS, writes, false, sends).await?;
+        let sockets = match clients {
+            Some(clients) => Some(clients.stop().await?),
+            None => None,
+        };
         report::failures(&run.failures);
         for overlap in run.overlaps.iter().take(5) {
             println!("  {overlap:?}");
         }
-        let row = Row { way: self.name, figures: run.figures, fullest: fullest(&rooms) };
+        let row = Row { way: self.name, figures: run.figures, fullest: fullest(&rooms), sockets };
         rooms.close().await?;
         Ok(row)
     }
@@ -320,10 +350,10 @@ fn table(rows: &[Row]) -> String {
     report::listed(head, rows.iter().map(line))
 }
 
-fn line(Row { way, figures, fullest }: &Row) -> String {
+fn line(Row { way, figures, fullest, sockets }: &Row) -> String {
     let time = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
     let gaps = format!("{} / {} ({})", time(figures.gap_ms.p50), time(figures.gap_ms.max), figures.gap_ms.n);
-    format!(
+    let row = format!(
         "{way:<36}{:>8}{:>7.2}{fullest:>10.2}{gaps:>22}{:>10}{:>8}{:>7}{:>11}",
         figures.servers,
         figures.hops_per_server,
@@ -331,5 +361,9 @@ fn line(Row { way, figures, fullest }: &Row) -> String {
         figures.failed_requests,
         figures.double_served,
         figures.acked_lost
-    )
+    );
+    match sockets {
+        Some(sockets) => format!("{row}\n  {sockets}"),
+        None => row,
+    }
 }

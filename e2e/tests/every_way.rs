@@ -7,5 +7,5 @@ use e2e::rollouts;
 
 #[tokio::test]
 async fn servers_move_once_and_no_request_fails_whatever_sends_them() -> Result<()> {
-    rollouts::run("").await
+    rollouts::run("", 2).await
 }
