@@ -51,7 +51,7 @@ faults: images ## all that can go wrong: a table of what is moved, stopped and s
 chaos: images ## what breaks without a word (nodes, networks, kills, outages): how soon servers are back, and that none is served twice
 	$(E2E) chaos
 
-rollouts: images ## every kind of rollout: rolling, ahead, blue-green, nodes and pods that are emptied
+rollouts: images ## every kind of rollout: rolling, ahead, blue-green, nodes and pods that are emptied; sockets and streams through ten of them
 	$(E2E) rollouts
 
 processes: export PROCESSES := all

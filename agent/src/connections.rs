@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
     client::conn::http1::{self, SendRequest},
     header::{CONNECTION, HeaderMap},
@@ -115,7 +115,8 @@ impl Connections {
     }
 
     fn lend(&self, sender: Sender, answer: Response<Incoming>) -> Response<Lent> {
-        let lender = (!closes(answer.headers())).then(|| Lender { pool: self.clone(), sender });
+        let is_used_up = closes(answer.headers()) || answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let lender = (!is_used_up).then(|| Lender { pool: self.clone(), sender });
         answer.map(|body| Lent { body, ended: false, lender })
     }
 }
@@ -135,7 +136,7 @@ async fn connect(socket: &Path) -> Result<Sender, SendError> {
         let stream = UnixStream::connect(socket).await.map_err(not_sent)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_sent)?;
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection ended");
             }
         });

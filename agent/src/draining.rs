@@ -57,6 +57,9 @@ const ELSEWHERE: Duration = Duration::from_millis(500);
 /// No look at a drain by its clock comes sooner after another.
 const SOONEST: Duration = Duration::from_millis(10);
 
+/// Between two looks at what the host still has to say.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// Arrivals and starts under way are awaited this long, so that they are part of the drain.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -172,7 +175,17 @@ async fn empty(agent: &Arc<Agent>, pool: Pool, trigger: Trigger) {
             break;
         }
     }
+    let deadline = running.deadline;
     running.finish().await;
+    last_words(agent, deadline).await;
+}
+
+/// Waits until the host has said what it was saying when its servers left, and its sockets are closed: once this drain is
+/// over the kubelet ends the host.
+async fn last_words(agent: &Arc<Agent>, deadline: Instant) {
+    while agent.gateway.at_host() > 0 && Instant::now() < deadline {
+        time::sleep(LOOK).await;
+    }
 }
 
 /// Asks clients to come back on another connection once that leads to another pod. Asked before the Services' rules

@@ -95,6 +95,7 @@ struct Inner {
     held: IntGauge,
     hold_time: Histogram,
     connections: IntGauge,
+    sockets: IntGauge,
     syncs: IntCounterVec,
     unsynced: Gauge,
     store: IntCounterVec,
@@ -131,6 +132,10 @@ impl Metrics {
             held: add(&registry, IntGauge::new("held_requests", "Requests that wait for their server now.")?)?,
             hold_time: add(&registry, Histogram::with_opts(hold.buckets(SECONDS.into()))?)?,
             connections: add(&registry, IntGauge::new("gateway_connections", "Open connections to the gateway.")?)?,
+            sockets: add(
+                &registry,
+                IntGauge::new("gateway_sockets", "WebSockets that are open through this gateway.")?,
+            )?,
             syncs: counters(&registry, "syncs_total", "Snapshots written, by result.", &["result"])?,
             unsynced: add(
                 &registry,
@@ -202,6 +207,16 @@ impl Metrics {
     /// A connection to the gateway ended.
     pub fn disconnected(&self) {
         self.0.connections.dec();
+    }
+
+    /// A socket was opened.
+    pub fn socket_opened(&self) {
+        self.0.sockets.inc();
+    }
+
+    /// A socket ended.
+    pub fn socket_closed(&self) {
+        self.0.sockets.dec();
     }
 
     /// A snapshot was written, or was not.

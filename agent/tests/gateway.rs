@@ -7,6 +7,7 @@ mod support;
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,20 +16,17 @@ use std::{
 };
 
 use agent::{
-    gateway::{Gateway, Identity, Limits},
-    host::HostClient,
-    metrics::Metrics,
-    routes::{DirectoryEntry, DirectoryUpdate, Found, Routes, Way},
+    gateway::Limits,
+    routes::{DirectoryEntry, DirectoryUpdate, Found, Way},
 };
 use bytes::Bytes;
-use handoff::{Epoch, PodUid, ServerId, ServerUid};
+use handoff::{Epoch, PodUid};
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     client::legacy::connect::HttpConnector,
     rt::{TokioExecutor, TokioIo},
 };
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixListener},
@@ -37,7 +35,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use support::OPERATOR;
+use support::{
+    OPERATOR,
+    gated::{Gated, room, server},
+};
 
 /// Long enough for a request to reach its place when it is not to be answered yet.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -78,14 +79,16 @@ impl Host {
 }
 
 struct Pod {
-    name: &'static str,
-    address: SocketAddr,
-    routes: Routes,
-    gateway: Gateway,
-    served: JoinHandle<()>,
+    gated: Gated,
     host: Arc<Host>,
-    metrics: Metrics,
-    _dir: TempDir,
+}
+
+impl Deref for Pod {
+    type Target = Gated;
+
+    fn deref(&self) -> &Gated {
+        &self.gated
+    }
 }
 
 impl Pod {
@@ -94,27 +97,11 @@ impl Pod {
     }
 
     async fn limited(name: &'static str, limits: Limits) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("host.sock");
+        let gated = Gated::start(name, limits).await;
         let host = Arc::new(Host::default());
-        let listener = UnixListener::bind(&socket).unwrap();
+        let listener = UnixListener::bind(gated.socket()).unwrap();
         tokio::spawn(serve_host(listener, host.clone(), name));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let routes = Routes::new(PodUid(name.into()));
-        let metrics = Metrics::new().unwrap();
-        let identity = Identity { pod: name.into(), pod_uid: PodUid(name.into()), address };
-        let credentials = OPERATOR.credentials(&support::pod(name));
-        let host_client = HostClient::new(&socket, 1 << 20);
-        let gateway = Gateway::new(identity, limits, credentials, routes.clone(), host_client, metrics.clone());
-        let serving = gateway.clone();
-        let served = tokio::spawn(async move { serving.serve(listener).await });
-        Self { name, address, routes, gateway, served, host, metrics, _dir: dir }
-    }
-
-    fn points_at(&self, other: &Pod, epoch: u64) {
-        let id = room();
-        self.routes.set_there(&id.name, &id.uid, Epoch(epoch), PodUid(other.name.into()), other.address);
+        Self { gated, host }
     }
 
     async fn get(&self, path: &str) -> (StatusCode, HeaderMap, String) {
@@ -159,10 +146,6 @@ async fn ask(request: hyper::http::request::Builder) -> (StatusCode, HeaderMap, 
     let (head, body) = answer.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     (head.status, head.headers, String::from_utf8(body.to_vec()).unwrap())
-}
-
-fn room() -> ServerId {
-    ServerId { namespace: "ns".into(), name: "lobby".into(), uid: ServerUid("u1".into()) }
 }
 
 fn directory(entries: Vec<DirectoryEntry>) -> DirectoryUpdate {
@@ -283,7 +266,7 @@ async fn a_safe_request_is_sent_again() {
 
 #[tokio::test]
 async fn every_bound_answers_503_with_retry_after() {
-    let a = Pod::limited("a", Limits { held: 1, body: 16, buffered: 8, ..brief() }).await;
+    let a = Pod::limited("a", Limits { held: 1, body: 16, buffered: 8, parts: 1, ..brief() }).await;
     a.routes.hold(&room());
     let first = a.held("/lobby/x").await;
     let (status, headers, body) = a.get("/lobby/x").await;
@@ -298,6 +281,24 @@ async fn every_bound_answers_503_with_retry_after() {
         let request = Request::post(url(a.address, "/lobby/x")).body(Full::from("x".repeat(length))).unwrap();
         let answer = client().request(request).await.unwrap();
         assert_eq!(answer.status().as_u16(), expected, "{length}");
+    }
+}
+
+#[tokio::test]
+async fn a_hot_server_leaves_room_for_the_others() {
+    let a = Pod::limited("a", Limits { held: 4, parts: 2, ..Limits::default() }).await;
+    a.routes.hold(&room());
+    a.routes.hold(&server("kitchen"));
+    let held = [a.held("/lobby").await, a.held("/lobby").await];
+    let (status, _, body) = a.get("/lobby").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body.contains("2 requests wait for server lobby"), "{body}");
+    let other = a.held("/kitchen").await;
+    for name in ["lobby", "kitchen"] {
+        a.routes.set_here(&server(name), Epoch(1));
+    }
+    for held in held.into_iter().chain([other]) {
+        assert_eq!(held.await.unwrap().0, StatusCode::OK);
     }
 }
 
@@ -390,12 +391,12 @@ async fn a_draining_gateway_serves_and_asks_clients_to_leave() {
     assert!(TcpStream::connect(a.address).await.is_err());
     a.routes.set_here(&room(), Epoch(1));
     assert_eq!(held.await.unwrap().0, StatusCode::OK);
-    timeout(Duration::from_secs(1), a.served).await.unwrap().unwrap();
+    timeout(Duration::from_secs(1), a.gated.served).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn a_gateway_that_ends_breaks_no_request_of_another() {
-    let (a, b) = (Pod::start("a").await, Pod::start("b").await);
+    let (a, mut b) = (Pod::start("a").await, Pod::start("b").await);
     b.routes.set_here(&room(), Epoch(2));
     a.points_at(&b, 2);
     let client = client();
@@ -415,7 +416,7 @@ async fn a_gateway_that_ends_breaks_no_request_of_another() {
     }
     b.gateway.drain_connections();
     b.gateway.shutdown();
-    timeout(Duration::from_secs(5), b.served).await.unwrap().unwrap();
+    timeout(Duration::from_secs(5), &mut b.gated.served).await.unwrap().unwrap();
     a.routes.set_here(&room(), Epoch(3));
     for client in clients {
         client.await.unwrap();

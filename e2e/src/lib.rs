@@ -27,6 +27,7 @@ pub mod rollout;
 pub mod rollouts;
 pub mod rooms;
 pub mod scene;
+pub mod sockets;
 pub mod view;
 pub mod wait;
 

@@ -121,7 +121,7 @@ impl Load {
 
 /// The client stands for other machines: what it waits for the processors that it shares with the cluster is nobody's gap.
 /// A real-time priority ends that wait, which nice does not (130 ms at nice -10 on a busy machine, none like this).
-fn come_first() {
+pub(crate) fn come_first() {
     let set = || -> Result<()> {
         let link = std::fs::read_link("/proc/thread-self")?;
         let thread = link.file_name().context("a thread without a number")?;

@@ -162,12 +162,18 @@ impl Rooms {
         Ok(())
     }
 
-    /// Starts the outside client, once the Service leads to a pod: writes to all rooms that it is not told to probe.
-    pub async fn load(&self, rooms: usize, writes_per_second: u32) -> Result<Load> {
+    /// The Service's address, once it leads to a pod.
+    pub async fn service(&self) -> Result<SocketAddr> {
         let connected = async || Ok(TcpStream::connect(self.address).await.ok().map(drop));
         until("the Service leads to a pod", PATIENCE, connected).await?;
+        Ok(self.address)
+    }
+
+    /// Starts the outside client, once the Service leads to a pod: writes to all rooms that it is not told to probe.
+    pub async fn load(&self, rooms: usize, writes_per_second: u32) -> Result<Load> {
+        let address = self.service().await?;
         let servers = (0..rooms).map(room).collect();
-        Load::start(Plan { address: self.address, servers, writes_per_second, first: true }).await
+        Load::start(Plan { address, servers, writes_per_second, first: true }).await
     }
 
     /// Six rooms of this pod, as places in the load's plan: the same ones in every run in which the pod has the same.

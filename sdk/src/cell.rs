@@ -10,21 +10,23 @@
 //! `slot` is held for the whole of a handler, of a transition and of a serialisation, so these never overlap.
 //! `meta` is held for an instant only, and changes only under `slot`, except for what [`Cell::admit`] notes.
 
+mod handling;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::{
     agent::Agent,
-    answer::{Refusal, not_here},
-    headers::{Given, Mark, NOT_HERE, Order, Since},
+    answer::Refusal,
+    headers::{Given, Mark, Order, Since},
     lease::Lease,
     observer::{EndReason, Observer},
-    server::{AnyServer, Context, Kind, ServerName, State},
+    server::{AnyServer, Kind, ServerName, State},
 };
 
 /// What all servers of a host share.
@@ -113,12 +115,14 @@ pub(crate) struct Cell {
     uid: String,
     meta: Mutex<Meta>,
     slot: AsyncMutex<Option<Box<dyn AnyServer>>>,
+    /// A control call has its turn.
+    turned: Notify,
 }
 
 impl Cell {
     pub(crate) fn new(uid: String, revision: u64) -> Self {
         let meta = Meta { seen: Order::default(), closed: false, term: None, revision, written: false, checksum: 0 };
-        Self { uid, meta: Mutex::new(meta), slot: AsyncMutex::new(None) }
+        Self { uid, meta: Mutex::new(meta), slot: AsyncMutex::new(None), turned: Notify::new() }
     }
 
     pub(crate) fn revision(&self) -> u64 {
@@ -290,31 +294,6 @@ impl Cell {
         }
     }
 
-    /// Has the server handle a user's request, if it serves at that epoch right now.
-    pub(crate) async fn handle(&self, request: Request<Bytes>, epoch: u64, around: &Surroundings) -> Response<Bytes> {
-        let (answer, context, generation) = {
-            let mut slot = self.slot.lock().await;
-            let Some(name) = self.serving(epoch, &around.lease) else { return not_here() };
-            let Some(server) = slot.as_deref_mut() else { return not_here() };
-            let generation = self.generation();
-            let mut context = Context::new(name, epoch, request.method(), Arc::clone(&around.agent));
-            // A handler that panics may have changed anything.
-            let mut change = Change { cell: self, counts: true };
-            let mut answer = server.handle(request, &mut context).await;
-            change.counts = context.is_changed();
-            answer.headers_mut().remove(NOT_HERE);
-            (answer, context, generation)
-        };
-        match context.settle().await {
-            // It slept over the end, or the handler took so long: another pod may have answered otherwise by now.
-            Ok(()) if !around.lease.allows(generation) => {
-                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the lease ended before this was answered").into()
-            }
-            Ok(()) => answer,
-            Err(error) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("not stored durably: {error}")).into(),
-        }
-    }
-
     /// Notes a control call, unless a later one has been here. `closes`: from now on no request may run before it.
     fn admit(&self, order: Order, closes: bool) -> Result<(), Refusal> {
         let mut meta = self.meta();
@@ -333,6 +312,9 @@ impl Cell {
             return Err(too_late(meta.seen));
         }
         meta.closed = false;
+        drop(meta);
+        // They look again once the slot is free.
+        self.turned.notify_waiters();
         Ok(())
     }
 
@@ -420,22 +402,6 @@ impl Cell {
 
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Counts a change when the handler is over, however that comes about.
-struct Change<'a> {
-    cell: &'a Cell,
-    counts: bool,
-}
-
-impl Drop for Change<'_> {
-    fn drop(&mut self) {
-        if self.counts {
-            let mut meta = self.cell.meta();
-            meta.revision += 1;
-            meta.written = false;
-        }
     }
 }
 

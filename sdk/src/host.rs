@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 
@@ -19,6 +19,7 @@ use crate::{
     registry::Registry,
     requests,
     server::{DurableServer, Kind},
+    stream::Said,
 };
 
 /// JSON numbers are exact below this, in every language.
@@ -96,27 +97,32 @@ pub(crate) struct Running {
 impl Running {
     /// Answers one call. What was begun is finished even if the caller goes away: a handler that was cut off in the
     /// middle would leave a state that nobody meant.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Said> {
         let (parts, body) = request.into_parts();
         let is_control = parts.uri.path().starts_with(control::PREFIX);
         let max_bytes = if is_control { self.max_state_bytes } else { requests::MAX_BODY_BYTES };
-        let answer = match read(body, max_bytes).await {
+        match read(body, max_bytes).await {
             Ok(body) => tokio::spawn(self.dispatch(is_control, parts, body)).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a call panicked");
-                text(StatusCode::INTERNAL_SERVER_ERROR, "the host panicked in this call")
+                whole(text(StatusCode::INTERNAL_SERVER_ERROR, "the host panicked in this call"))
             }),
-            Err(refusal) => refusal.into(),
-        };
-        answer.map(Full::new)
-    }
-
-    async fn dispatch(self: Arc<Self>, is_control: bool, parts: Parts, body: Bytes) -> Response<Bytes> {
-        if is_control {
-            control::answer(&self, &parts, body).await.unwrap_or_else(Into::into)
-        } else {
-            requests::answer(&self, parts, body).await.unwrap_or_else(Into::into)
+            Err(refusal) => whole(refusal.into()),
         }
     }
+
+    async fn dispatch(self: Arc<Self>, is_control: bool, parts: Parts, body: Bytes) -> Response<Said> {
+        let answer = if is_control {
+            control::answer(&self, &parts, body).await.map(whole)
+        } else {
+            requests::answer(&self, parts, body).await
+        };
+        answer.unwrap_or_else(|refusal| whole(refusal.into()))
+    }
+}
+
+/// An answer of which nothing is to come.
+fn whole(answer: Response<Bytes>) -> Response<Said> {
+    answer.map(|body| Said::new(body, None))
 }
 
 async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, Refusal> {

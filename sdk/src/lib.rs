@@ -50,9 +50,13 @@ mod observer;
 mod registry;
 mod requests;
 mod server;
+mod socket;
+mod stream;
 
 pub use agent::{AgentError, Location};
 pub use host::Host;
 pub use listen::{HostError, Listening};
 pub use observer::{EndReason, Observer};
 pub use server::{Context, DurableServer, LoadError, ServerName, State};
+pub use socket::{Message, Socket};
+pub use stream::Stream;

@@ -162,7 +162,7 @@ async fn serve(host: Arc<Running>, stream: UnixStream, closing: CancellationToke
         let host = Arc::clone(&host);
         async move { Ok::<_, std::convert::Infallible>(host.answer(request).await) }
     });
-    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades());
     let served = tokio::select! {
         served = connection.as_mut() => served,
         () = closing.cancelled() => {

@@ -1,6 +1,6 @@
 //! Users' requests, passed on by the agent.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, request::Parts};
@@ -9,18 +9,23 @@ use crate::{
     answer::{Refusal, not_here},
     headers,
     host::Running,
+    stream::Said,
 };
 
-/// Of a user's request.
+/// Of a user's request, and of a message of a socket.
 pub(crate) const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// For a body to arrive.
 pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(crate) async fn answer(host: &Running, parts: Parts, body: Bytes) -> Result<Response<Bytes>, Refusal> {
+pub(crate) async fn answer(host: &Arc<Running>, parts: Parts, body: Bytes) -> Result<Response<Said>, Refusal> {
     let epoch = headers::number(&parts.headers, headers::EPOCH)?;
     let Some(cell) = host.registry.find(headers::text(&parts.headers, headers::UID)?) else {
-        return Ok(not_here());
+        return Ok(not_here().map(|body| Said::new(body, None)));
     };
     let request = Request::from_parts(parts, body);
-    Ok(cell.handle(request, epoch, &host.around).await)
+    let (answer, accepted) = cell.handle(request, epoch, &host.around).await;
+    if let Some(accepted) = accepted {
+        tokio::spawn(accepted.serve(cell, epoch, Arc::clone(host)));
+    }
+    Ok(answer)
 }

@@ -3,10 +3,15 @@
 use std::{fmt::Display, future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
-use crate::agent::{Agent, AgentError, Location};
+use crate::{
+    agent::{Agent, AgentError, Location},
+    socket::{Accepted, Message, Offer, Socket},
+    stream::Stream,
+};
 
 /// One type of durable server.
 pub trait DurableServer: Send + Sized + 'static {
@@ -37,6 +42,18 @@ pub trait DurableServer: Send + Sized + 'static {
         request: Request<Bytes>,
         context: &mut Context,
     ) -> impl Future<Output = Response<Bytes>> + Send;
+
+    /// Handles one message of a socket that [`Context::accept`] took, in its turn among the requests; what is returned is
+    /// said to its client. Each counts as a change of the state, unless [`Context::unchanged`] is called.
+    fn message(
+        &mut self,
+        socket: &Socket,
+        message: Message,
+        context: &mut Context,
+    ) -> impl Future<Output = Option<Message>> + Send {
+        let _ = (socket, message, context);
+        async { None }
+    }
 
     /// Writes the state down. The same state should give the same bytes.
     fn snapshot(&self) -> Bytes;
@@ -91,13 +108,21 @@ pub struct Context {
     epoch: u64,
     changed: bool,
     durable: bool,
+    offer: Option<Offer>,
+    accepted: Option<Accepted>,
+    rest: Option<mpsc::Receiver<Bytes>>,
     agent: Arc<Agent>,
 }
 
 impl Context {
-    pub(crate) fn new(server: Arc<ServerName>, epoch: u64, method: &Method, agent: Arc<Agent>) -> Self {
-        let changed = !matches!(*method, Method::GET | Method::HEAD);
-        Self { server, epoch, changed, durable: false, agent }
+    pub(crate) fn new(
+        server: Arc<ServerName>,
+        epoch: u64,
+        changed: bool,
+        offer: Option<Offer>,
+        agent: Arc<Agent>,
+    ) -> Self {
+        Self { server, epoch, changed, durable: false, offer, accepted: None, rest: None, agent }
     }
 
     /// The server that this is.
@@ -128,6 +153,22 @@ impl Context {
         self.durable = true;
     }
 
+    /// Takes the WebSocket that this request opens: its messages come to [`DurableServer::message`], and what the handler
+    /// returns is not sent. `None`: the request opens none.
+    pub fn accept(&mut self) -> Option<Socket> {
+        let (socket, accepted) = self.offer.take()?.accept();
+        self.accepted = Some(accepted);
+        Some(socket)
+    }
+
+    /// After the body that the handler returns, the answer goes on with what is sent here. It may outlast the handler, and
+    /// the server's time in this pod: so it must need nothing of the server any more.
+    pub fn stream(&mut self) -> Stream {
+        let (stream, rest) = Stream::new();
+        self.rest = Some(rest);
+        stream
+    }
+
     /// Where a server of this pool is, this one included; `None`: there is no such server.
     pub async fn lookup(&self, namespace: &str, name: &str) -> Result<Option<Location>, AgentError> {
         self.agent.lookup(namespace, name).await
@@ -135,6 +176,14 @@ impl Context {
 
     pub(crate) fn is_changed(&self) -> bool {
         self.changed
+    }
+
+    pub(crate) fn take_accepted(&mut self) -> Option<Accepted> {
+        self.accepted.take()
+    }
+
+    pub(crate) fn take_rest(&mut self) -> Option<mpsc::Receiver<Bytes>> {
+        self.rest.take()
     }
 
     /// Waits for the store if the handler asked for that.
@@ -150,6 +199,12 @@ pub(crate) trait AnyServer: Send {
         request: Request<Bytes>,
         context: &'a mut Context,
     ) -> Pin<Box<dyn Future<Output = Response<Bytes>> + Send + 'a>>;
+    fn message<'a>(
+        &'a mut self,
+        socket: &'a Socket,
+        message: Message,
+        context: &'a mut Context,
+    ) -> Pin<Box<dyn Future<Output = Option<Message>> + Send + 'a>>;
     fn snapshot(&self) -> Bytes;
     fn freeze(&self);
 }
@@ -161,6 +216,15 @@ impl<S: DurableServer> AnyServer for S {
         context: &'a mut Context,
     ) -> Pin<Box<dyn Future<Output = Response<Bytes>> + Send + 'a>> {
         Box::pin(DurableServer::handle(self, request, context))
+    }
+
+    fn message<'a>(
+        &'a mut self,
+        socket: &'a Socket,
+        message: Message,
+        context: &'a mut Context,
+    ) -> Pin<Box<dyn Future<Output = Option<Message>> + Send + 'a>> {
+        Box::pin(DurableServer::message(self, socket, message, context))
     }
 
     fn snapshot(&self) -> Bytes {

@@ -18,7 +18,7 @@ use hyper::{
     header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
 
-use crate::connections::Lent;
+use crate::{connections::Lent, gateway::bounds::Visit};
 
 /// What the host or another gateway answers.
 pub type Passed = Either<Lent, Incoming>;
@@ -26,13 +26,29 @@ pub type Passed = Either<Lent, Incoming>;
 /// An answer's body: the gateway's own sentence, or what it passes on.
 pub type Payload = Either<Full<Bytes>, Passed>;
 
-/// Counts a request from its head to the end of its answer.
+/// Counts something from its beginning to the end of its answer or socket.
 pub struct InFlight(Arc<AtomicUsize>);
 
 impl InFlight {
     pub fn begin(counter: &Arc<AtomicUsize>) -> Self {
         counter.fetch_add(1, Ordering::Relaxed);
         Self(counter.clone())
+    }
+}
+
+/// What lasts as long as the answer to a request, or the socket that it became.
+pub struct UnderWay {
+    _at_gateway: InFlight,
+    /// Within the gateway's bounds.
+    pub visit: Option<Visit>,
+    /// While this pod's host has to do with it.
+    pub at_host: Option<InFlight>,
+}
+
+impl UnderWay {
+    /// Begins at the gateway.
+    pub fn begin(counter: &Arc<AtomicUsize>) -> Self {
+        Self { _at_gateway: InFlight::begin(counter), visit: None, at_host: None }
     }
 }
 
@@ -45,12 +61,20 @@ impl Drop for InFlight {
 /// The body that is sent.
 pub struct Answer {
     payload: Payload,
-    _in_flight: InFlight,
+    /// When it ends though there may be more to say.
+    until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    _under_way: Option<UnderWay>,
 }
 
 impl Answer {
-    pub fn new(payload: Payload, in_flight: InFlight) -> Self {
-        Self { payload, _in_flight: in_flight }
+    /// Without what is under way, that goes on elsewhere: it is a socket's.
+    pub fn new(payload: Payload, under_way: Option<UnderWay>) -> Self {
+        Self { payload, until: None, _under_way: under_way }
+    }
+
+    /// Ends it there, after what was said before.
+    pub fn until(self, end: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { until: Some(Box::pin(end)), ..self }
     }
 }
 
@@ -62,7 +86,11 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.payload).poll_frame(cx)
+        let frame = Pin::new(&mut self.payload).poll_frame(cx);
+        match self.until.as_mut() {
+            Some(until) if frame.is_pending() => until.as_mut().poll(cx).map(|()| None),
+            _ => frame,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

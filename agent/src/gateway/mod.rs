@@ -6,7 +6,9 @@
 //!  route    to the host, to another gateway, or held until either is known
 //!  peers    the connections to other gateways
 //!  answer   what goes back
-//!  bounds   how much may be held
+//!  bounds   how much may be done at once, in all and for one server
+//!  sockets  WebSockets, and how their clients learn that a server went elsewhere
+//!  frames   where a Close may be put in
 //! ```
 //!
 //! Users speak plain HTTP, other gateways TLS, in which they prove that they are of the pool: only they may say how far a
@@ -19,9 +21,11 @@
 
 mod answer;
 mod bounds;
+mod frames;
 mod peers;
 mod request;
 mod route;
+mod sockets;
 
 use std::{
     convert::Infallible,
@@ -29,7 +33,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -37,7 +41,7 @@ use std::{
 use futures::FutureExt;
 use handoff::PodUid;
 use hyper::{
-    Request, Response, Version,
+    Method, Request, Response, StatusCode, Version,
     body::Incoming,
     header::{CONNECTION, HeaderValue},
     service::service_fn,
@@ -50,7 +54,7 @@ use listen::{Newcomer, Newcomers, Seldom};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{self, Instant},
 };
 use tokio_rustls::TlsAcceptor;
@@ -59,10 +63,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     credentials::Credentials,
     gateway::{
-        answer::{Answer, InFlight},
+        answer::{Answer, Refusal},
         bounds::Bounds,
-        peers::Peers,
-        request::Origin,
+        peers::{Peers, Purpose},
+        request::{Origin, upgrade},
+        sockets::Stays,
     },
     host::HostClient,
     metrics::Metrics,
@@ -102,7 +107,7 @@ const BACKLOG: usize = 4096;
 /// What a gateway may use.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once. Further ones wait in the kernel.
+    /// Connections at once, further ones wait in the kernel; and requests and sockets under way at once.
     pub connections: usize,
     /// Body of one request, bytes. Bodies are buffered, so that a request can be routed again.
     pub body: usize,
@@ -114,6 +119,8 @@ pub struct Limits {
     pub hold: Duration,
     /// How long a host or another gateway may take to begin its answer.
     pub answer: Duration,
+    /// One server may take one part in so many of what is under way, held and buffered.
+    pub parts: usize,
 }
 
 impl Default for Limits {
@@ -125,6 +132,7 @@ impl Default for Limits {
             held: 4096,
             hold: Duration::from_secs(4),
             answer: Duration::from_mins(1),
+            parts: 4,
         }
     }
 }
@@ -156,8 +164,9 @@ struct Inner {
     refused: Seldom,
     newcomers: Newcomers,
     metrics: Metrics,
-    draining: AtomicBool,
+    leaving: watch::Sender<bool>,
     in_flight: Arc<AtomicUsize>,
+    at_host: Arc<AtomicUsize>,
     last_request: Mutex<Option<Instant>>,
     no_more: CancellationToken,
 }
@@ -176,7 +185,7 @@ impl Gateway {
         Self(Arc::new(Inner {
             // A pod's name is plain ASCII.
             pod: HeaderValue::try_from(&identity.pod).unwrap_or(HeaderValue::from_static("")),
-            bounds: Bounds::new(limits.held, limits.buffered, metrics.clone()),
+            bounds: Bounds::new(&limits, metrics.clone()),
             identity,
             limits,
             routes,
@@ -186,8 +195,9 @@ impl Gateway {
             refused: Seldom::new(),
             newcomers: Newcomers::new("gateway", NEWCOMERS.0, NEWCOMERS.1),
             metrics,
-            draining: AtomicBool::new(false),
+            leaving: watch::Sender::new(false),
             in_flight: Arc::default(),
+            at_host: Arc::default(),
             last_request: Mutex::default(),
             no_more: CancellationToken::new(),
         }))
@@ -201,8 +211,8 @@ impl Gateway {
         let connections = TaskTracker::new();
         let end = CancellationToken::new();
         let begin = |(stream, from), slot| {
-            let connection =
-                Connection { inner: inner.clone(), newcomer: inner.newcomers.enter(from), end: end.clone() };
+            let requests = Requests { inner: inner.clone(), sockets: TaskTracker::new(), end: end.clone() };
+            let connection = Connection { requests, newcomer: inner.newcomers.enter(from) };
             connections.spawn(connection.run(stream, slot));
         };
         while let Some((stream, slot)) = self.accept(&listener, &slots).await {
@@ -221,9 +231,10 @@ impl Gateway {
         connections.wait().await;
     }
 
-    /// From now on every answer asks its client to come back on another connection. Everything is still served.
+    /// From now on every answer asks its client to come back on another connection, and so are those asked whose sockets
+    /// lead through here to another pod. Everything is still served.
     pub fn drain_connections(&self) {
-        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.leaving.send_replace(true);
     }
 
     /// Stops accepting, and ends each connection after the answer under way on it.
@@ -232,10 +243,16 @@ impl Gateway {
         self.0.no_more.cancel();
     }
 
-    /// Requests whose answers are not out yet.
+    /// Requests whose answers are not out yet, and sockets that are open.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.0.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that this pod's host has to do with.
+    #[must_use]
+    pub fn at_host(&self) -> usize {
+        self.0.at_host.load(Ordering::Relaxed)
     }
 
     /// When the last request came, if any did.
@@ -246,7 +263,7 @@ impl Gateway {
 
     /// Makes the connection to another gateway before it is needed.
     pub async fn make_ahead(&self, gateway: SocketAddr, pod: &PodUid) {
-        if let Err(error) = self.0.peers.connected(gateway, pod).await {
+        if let Err(error) = self.0.peers.connected(gateway, pod, Purpose::Requests).await {
             tracing::debug!(%error, %gateway, "no connection to a gateway yet");
         }
     }
@@ -276,16 +293,49 @@ impl Gateway {
     }
 }
 
-impl Inner {
-    async fn handle(&self, request: Request<Incoming>, from: Origin) -> Response<Answer> {
-        let in_flight = InFlight::begin(&self.in_flight);
-        *self.last_request.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        let version = request.version();
-        let (way, answer) = self.answer(request, from).await;
-        self.metrics.request(way, answer.status());
-        let mut answer = answer.map(|body| Answer::new(body, in_flight));
+/// What answers the requests of one connection.
+#[derive(Clone)]
+struct Requests {
+    inner: Arc<Inner>,
+    /// What requests became.
+    sockets: TaskTracker,
+    end: CancellationToken,
+}
+
+impl Requests {
+    async fn handle(&self, mut request: Request<Incoming>, from: Origin) -> Response<Answer> {
+        let inner = &self.inner;
+        *inner.last_request.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let (version, connects) = (request.version(), request.method() == Method::CONNECT);
+        let client = hyper::upgrade::on(&mut request);
+        let (mut answer, under_way) = inner.answer(request, from).await;
+        let stays = answer.extensions_mut().remove::<Stays>();
+        if let Some(stays) = stays.clone()
+            && answer.status() == StatusCode::SWITCHING_PROTOCOLS
+        {
+            let (inner, server, end) = (inner.clone(), hyper::upgrade::on(&mut answer), self.end.clone());
+            self.sockets.spawn(async move { inner.pass(client, server, stays, end, under_way).await });
+            if version < Version::HTTP_2 {
+                upgrade(answer.headers_mut());
+            } else {
+                *answer.status_mut() = StatusCode::OK;
+            }
+            return answer.map(|body| Answer::new(body, None));
+        }
+        if connects && answer.status().is_success() {
+            // In HTTP/2 it would say that there is a socket.
+            let sentence = "the server answered in place of opening a socket";
+            answer = Refusal::new(StatusCode::BAD_GATEWAY, sentence).into_response();
+        }
+        let mut answer = answer.map(|body| {
+            let (answer, inner) = (Answer::new(body, Some(under_way)), inner.clone());
+            match stays {
+                Some(stays) => answer.until(async move { inner.over(&stays).await }),
+                None => answer,
+            }
+        });
         // HTTP/2 has no such word: its connections are told at the end, and lose nothing by that.
-        if self.draining.load(Ordering::Relaxed) && version < Version::HTTP_2 {
+        if *inner.leaving.borrow() && version < Version::HTTP_2 {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
@@ -294,21 +344,24 @@ impl Inner {
 
 /// One connection, from its first byte on.
 struct Connection {
-    inner: Arc<Inner>,
+    requests: Requests,
     newcomer: Newcomer,
-    end: CancellationToken,
 }
 
 impl Connection {
     async fn run(self, stream: TcpStream, _slot: OwnedSemaphorePermit) {
         // The client is gone already if this fails, and reading will say so.
         let _ = stream.set_nodelay(true);
-        self.inner.metrics.connected();
+        let metrics = &self.requests.inner.metrics;
+        metrics.connected();
         tokio::select! {
             () = self.speak(stream) => {}
             () = self.newcomer.out() => {}
         }
-        self.inner.metrics.disconnected();
+        // As long as one is open it counts as the connection that it was.
+        self.requests.sockets.close();
+        self.requests.sockets.wait().await;
+        metrics.disconnected();
     }
 
     async fn speak(&self, stream: TcpStream) {
@@ -316,7 +369,7 @@ impl Connection {
         let peeked = tokio::select! {
             peeked = stream.peek(&mut first) => peeked,
             // Nothing was asked.
-            () = self.end.cancelled() => return,
+            () = self.requests.end.cancelled() => return,
         };
         if !matches!(peeked, Ok(1)) {
             return;
@@ -325,8 +378,8 @@ impl Connection {
             return self.serve(stream, Origin::User).await;
         }
         let shaken = tokio::select! {
-            shaken = self.inner.tls.accept(stream) => shaken,
-            () = self.end.cancelled() => return,
+            shaken = self.requests.inner.tls.accept(stream) => shaken,
+            () = self.requests.end.cancelled() => return,
         };
         match shaken {
             Ok(tls) => {
@@ -335,7 +388,7 @@ impl Connection {
                 self.serve(tls, Origin::Peer).await;
             }
             Err(error) => {
-                if let Some(left_out) = self.inner.refused.say() {
+                if let Some(left_out) = self.requests.inner.refused.say() {
                     tracing::info!(from = %self.newcomer.from(), %error, left_out, "no peer");
                 }
             }
@@ -345,14 +398,14 @@ impl Connection {
     async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, from: Origin) {
         let service = service_fn(|request| {
             self.newcomer.settle();
-            let inner = self.inner.clone();
-            async move { Ok::<_, Infallible>(inner.handle(request, from).await) }
+            let requests = self.requests.clone();
+            async move { Ok::<_, Infallible>(requests.handle(request, from).await) }
         });
         let builder = protocols();
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.end.cancelled() => {
+            () = self.requests.end.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -370,6 +423,7 @@ fn protocols() -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
+        .enable_connect_protocol()
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(u32::try_from(READ_BUFFER).unwrap_or(u32::MAX))
         .initial_stream_window_size(STREAM_WINDOW)

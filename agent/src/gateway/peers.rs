@@ -1,4 +1,4 @@
-//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests.
+//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests, and one for sockets.
 //!
 //! When a server moves, everyone who waited for it is sent on at once. With a connection a request that would be a
 //! storm of connects, just when both pods are busiest; here it is a frame on a connection that is there.
@@ -33,14 +33,31 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// How long the sign may take; then the pod is taken for cut off, and its requests for broken.
 const PING_ANSWER: Duration = Duration::from_secs(2);
 
-/// Bytes of answers under way: on one request, and on the connection.
-const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
-
 type Sender = http2::SendRequest<Full<Bytes>>;
 /// Locked while its connection is being made, so that all who need it wait for the same one.
 type Peer = Arc<tokio::sync::Mutex<Option<Sender>>>;
 /// An address alone may be another pod's by now.
-type Key = (SocketAddr, PodUid);
+type Key = (SocketAddr, PodUid, Purpose);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// Requests and their answers.
+    Requests,
+    /// Sockets, whose clients may stop to read for long: what waits for them fills a connection's window, which would stop
+    /// the requests on it too.
+    Sockets,
+}
+
+impl Purpose {
+    /// Bytes of answers under way: on one request or socket, and on the connection.
+    const fn windows(self) -> (u32, u32) {
+        match self {
+            Self::Requests => (1 << 20, 16 << 20),
+            Self::Sockets => (64 << 10, 64 << 20),
+        }
+    }
+}
 
 /// Connections to other gateways.
 pub struct Peers {
@@ -59,22 +76,24 @@ impl Peers {
         &self,
         address: SocketAddr,
         pod: &PodUid,
+        purpose: Purpose,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendError> {
-        let mut sender = self.connected(address, pod).await?;
+        let mut sender = self.connected(address, pod, purpose).await?;
         sender.try_send_request(request).await.map_err(judge)
     }
 
     /// Returns when there is a connection.
-    pub async fn connected(&self, address: SocketAddr, pod: &PodUid) -> Result<Sender, SendError> {
-        let peer = self.peer((address, pod.clone()));
+    pub async fn connected(&self, address: SocketAddr, pod: &PodUid, purpose: Purpose) -> Result<Sender, SendError> {
+        let peer = self.peer((address, pod.clone(), purpose));
         let mut slot = peer.lock().await;
         if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         *slot = None;
         let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
-        let sender = timeout(CONNECT, connect(&self.credentials, address, pod)).await.map_err(|_| late())??;
+        let sender =
+            timeout(CONNECT, connect(&self.credentials, address, pod, purpose)).await.map_err(|_| late())??;
         *slot = Some(sender.clone());
         Ok(sender)
     }
@@ -93,15 +112,21 @@ impl Peers {
     }
 }
 
-async fn connect(credentials: &Credentials, address: SocketAddr, pod: &PodUid) -> Result<Sender, SendError> {
+async fn connect(
+    credentials: &Credentials,
+    address: SocketAddr,
+    pod: &PodUid,
+    purpose: Purpose,
+) -> Result<Sender, SendError> {
+    let (of_one, of_all) = purpose.windows();
     let not_sent = |error: &dyn Error| SendError::NotSent(error.to_string());
     let stream = credentials.connect(address, pod).await.map_err(|error| not_sent(&error))?;
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER)
-        .initial_stream_window_size(WINDOWS.0)
-        .initial_connection_window_size(WINDOWS.1)
+        .initial_stream_window_size(of_one)
+        .initial_connection_window_size(of_all)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| not_sent(&error))?;

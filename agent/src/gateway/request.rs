@@ -2,12 +2,17 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, StatusCode, Uri,
     body::{Body, Incoming},
-    header::{CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    ext::Protocol,
+    header::{
+        CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
+    },
     http::{
         request::Parts,
         uri::{Authority, PathAndQuery, Scheme},
@@ -40,6 +45,9 @@ const SEND_BODY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
+/// What an upgrade may be to, in HTTP/1.1 and in HTTP/2 (RFC 8441).
+const WEBSOCKET: &str = "websocket";
+
 /// Who sent a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -57,6 +65,8 @@ pub struct Call {
     pub hops: u8,
     /// Whether it may be sent to another pod.
     pub forward: bool,
+    /// Whether it opens a WebSocket.
+    pub opens_socket: bool,
     method: Method,
     headers: HeaderMap,
     whole: PathAndQuery,
@@ -68,7 +78,10 @@ pub struct Call {
 impl Call {
     /// Reads a request's head.
     pub fn read(head: Parts, from: Origin) -> Result<Self, Refusal> {
+        let opens_socket = opens_socket(&head)?;
         let Parts { method, uri, mut headers, .. } = head;
+        // In HTTP/2 a socket is opened by a CONNECT; hosts, which speak HTTP/1.1, are asked by a GET.
+        let method = if opens_socket { Method::GET } else { method };
         let uri = uri.into_parts();
         let whole = uri.path_and_query.ok_or_else(no_server)?;
         let (name, stripped) = split(&whole)?;
@@ -88,11 +101,16 @@ impl Call {
             headers.insert(HOST, host);
         }
         strip_ours(&mut headers);
-        Ok(Self { name, hops, forward, method, headers, whole, stripped, body: Bytes::new() })
+        if opens_socket && !headers.contains_key(SEC_WEBSOCKET_KEY) {
+            // A client that speaks HTTP/2 sends none, and a host that speaks HTTP/1.1 wants one.
+            let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
+            headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(|_| no_server())?);
+        }
+        Ok(Self { name, hops, forward, opens_socket, method, headers, whole, stripped, body: Bytes::new() })
     }
 
     /// Reads the body.
-    pub async fn buffer(&mut self, body: Incoming, max: usize, room: &mut Buffer) -> Result<(), Refusal> {
+    pub async fn buffer(&mut self, body: Incoming, max: usize, room: &mut Buffer<'_>) -> Result<(), Refusal> {
         if body.is_end_stream() {
             return Ok(());
         }
@@ -109,6 +127,9 @@ impl Call {
         headers.insert(header::SERVER, stamp.server.clone());
         headers.insert(header::UID, stamp.uid.clone());
         headers.insert(header::EPOCH, stamp.epoch.clone());
+        if self.opens_socket {
+            upgrade(headers);
+        }
         request
     }
 
@@ -121,6 +142,10 @@ impl Call {
         // Of three parts that are each valid.
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
         request.headers_mut().insert(HOPS, HeaderValue::from(u16::from(self.hops) + 1));
+        if self.opens_socket {
+            *request.method_mut() = Method::CONNECT;
+            request.extensions_mut().insert(Protocol::from_static(WEBSOCKET));
+        }
         request
     }
 
@@ -142,6 +167,28 @@ impl Call {
         *request.headers_mut() = self.headers.clone();
         request
     }
+}
+
+/// Whether a request opens a WebSocket: an upgrade in HTTP/1.1, a CONNECT with a protocol in HTTP/2. Other upgrades are
+/// offers, which a server may pass over; other protocols of a CONNECT are not.
+fn opens_socket(head: &Parts) -> Result<bool, Refusal> {
+    if head.method == Method::CONNECT {
+        return match head.extensions.get::<Protocol>() {
+            Some(protocol) if protocol.as_str().eq_ignore_ascii_case(WEBSOCKET) => Ok(true),
+            _ => Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "only CONNECT for a WebSocket is understood")),
+        };
+    }
+    let names = |header, wanted: &str| {
+        let values = head.headers.get_all(header).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case(wanted))
+    };
+    Ok(head.method == Method::GET && names(CONNECTION, "upgrade") && names(UPGRADE, WEBSOCKET))
+}
+
+/// Says, in a request or an answer, that the connection is a WebSocket from there on.
+pub fn upgrade(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(WEBSOCKET));
 }
 
 /// Removes what belongs to one connection and not to the message.
@@ -222,7 +269,7 @@ fn is_name(name: &str) -> bool {
         && !name.starts_with(['.', '-'])
 }
 
-async fn collect(mut body: Incoming, max: usize, room: &mut Buffer) -> Result<Bytes, Refusal> {
+async fn collect(mut body: Incoming, max: usize, room: &mut Buffer<'_>) -> Result<Bytes, Refusal> {
     let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max} bytes"));
     if body.size_hint().lower() > max as u64 {
         return Err(too_large());

@@ -6,7 +6,7 @@ use handoff::{Epoch, PodUid, ServerUid};
 use hyper::{
     Request, Response, StatusCode,
     body::Incoming,
-    header::{HeaderName, HeaderValue},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -14,8 +14,11 @@ use crate::{
     connections::SendError,
     gateway::{
         Inner,
-        answer::{Passed, Payload, Refusal},
+        answer::{InFlight, Passed, Payload, Refusal, UnderWay},
+        bounds::Visit,
+        peers::Purpose,
         request::{Call, Origin, strip_connection},
+        sockets::Stays,
     },
     host::header,
     metrics,
@@ -33,12 +36,20 @@ const TRY_AGAIN: Duration = Duration::from_millis(50);
 
 /// What one try came to.
 enum Tried {
-    /// An answer, by the way it took.
-    Answered(metrics::Way, Response<Passed>),
+    /// An answer.
+    Answered(Answered),
     /// The request was not given to the server.
     NotGiven(String),
     /// It may have been, or will not be.
     Failed(Refusal),
+}
+
+/// An answer, and how it came.
+struct Answered {
+    way: metrics::Way,
+    answer: Response<Passed>,
+    /// While this pod's host has to do with it.
+    at_host: Option<InFlight>,
 }
 
 /// How long a request has waited, and may.
@@ -49,20 +60,24 @@ struct Hold {
 }
 
 impl Inner {
-    /// The answer, and the way that it took.
-    pub(super) async fn answer(&self, request: Request<Incoming>, from: Origin) -> (metrics::Way, Response<Payload>) {
+    /// The answer, and what lasts as long as it does. One that opens a socket bears how long that stays.
+    pub(super) async fn answer(&self, request: Request<Incoming>, from: Origin) -> (Response<Payload>, UnderWay) {
         let mut hold = Hold::default();
+        let mut under_way = UnderWay::begin(&self.in_flight);
         let answered = self.route(request, from, &mut hold).await;
         if !hold.waited.is_zero() {
             self.metrics.hold_time(hold.waited);
         }
-        match answered {
-            Ok((way, answer)) => {
+        let (way, answer) = match answered {
+            Ok((Answered { way, answer, at_host }, visit)) => {
+                (under_way.visit, under_way.at_host) = (Some(visit), at_host);
                 let way = if hold.waited.is_zero() { way } else { metrics::Way::Held };
                 (way, answer.map(Payload::Right))
             }
             Err(refusal) => (metrics::Way::Refused, refusal.into_response()),
-        }
+        };
+        self.metrics.request(way, answer.status());
+        (answer, under_way)
     }
 
     async fn route(
@@ -70,26 +85,33 @@ impl Inner {
         request: Request<Incoming>,
         from: Origin,
         hold: &mut Hold,
-    ) -> Result<(metrics::Way, Response<Passed>), Refusal> {
+    ) -> Result<(Answered, Visit), Refusal> {
         let (head, body) = request.into_parts();
         let mut call = Call::read(head, from)?;
-        let mut room = self.bounds.buffer();
+        let visit = self.bounds.enter(&call.name)?;
+        let answered = self.seek(&mut call, body, &visit, hold).await?;
+        Ok((answered, visit))
+    }
+
+    /// Tries until a route leads to an answer.
+    async fn seek(&self, call: &mut Call, body: Incoming, visit: &Visit, hold: &mut Hold) -> Result<Answered, Refusal> {
+        let mut room = visit.buffer();
         call.buffer(body, self.limits.body, &mut room).await?;
         loop {
             let found = self.routes.find(&call.name);
             let tried = match &found {
                 Found::Unknown => return Err(unknown(&call.name)),
-                Found::Known(route) if !call.forward => return self.only_here(&call, route).await,
-                Found::Known(route) => self.attempt(&call, route).await,
+                Found::Known(route) if !call.forward => return self.only_here(call, route).await,
+                Found::Known(route) => self.attempt(call, route).await,
                 Found::NotYet => None,
             };
             let why = match tried {
-                Some(Tried::Answered(way, answer)) => return Ok((way, answer)),
+                Some(Tried::Answered(answered)) => return Ok(answered),
                 Some(Tried::Failed(refusal)) => return Err(refusal),
                 Some(Tried::NotGiven(why)) => Some(why),
                 None => None,
             };
-            self.wait(&call.name, &found, why, hold).await?;
+            self.wait(&call.name, &found, why, visit, hold).await?;
         }
     }
 
@@ -102,10 +124,10 @@ impl Inner {
         }
     }
 
-    async fn only_here(&self, call: &Call, route: &Route) -> Result<(metrics::Way, Response<Passed>), Refusal> {
+    async fn only_here(&self, call: &Call, route: &Route) -> Result<Answered, Refusal> {
         let place = match &route.way {
             Way::Here(stamp) => match self.local(call, stamp, route).await {
-                Tried::Answered(way, answer) => return Ok((way, answer)),
+                Tried::Answered(answered) => return Ok(answered),
                 Tried::Failed(refusal) => return Err(refusal),
                 Tried::NotGiven(why) => format!("is here, but did not take the request ({why})"),
             },
@@ -118,6 +140,7 @@ impl Inner {
     }
 
     async fn local(&self, call: &Call, stamp: &Stamp, route: &Route) -> Tried {
+        let at_host = Some(InFlight::begin(&self.at_host));
         let mut answer = match self.send(call, self.host.forward(call.to_host(stamp)), "the host").await {
             Ok(answer) => answer,
             Err(tried) => return tried,
@@ -126,6 +149,13 @@ impl Inner {
             answer.status() == StatusCode::MISDIRECTED_REQUEST && answer.headers().contains_key(header::NOT_HERE);
         if not_here {
             return Tried::NotGiven("its host does not serve it now".into());
+        }
+        let opened = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if opened && !call.opens_socket {
+            return Tried::Failed(Refusal::new(StatusCode::BAD_GATEWAY, "the host opened a socket unasked"));
+        }
+        if opened || is_endless(answer.headers()) {
+            answer.extensions_mut().insert(Stays::here(&call.name, route));
         }
         let headers = answer.headers_mut();
         // A host has no say in it.
@@ -138,7 +168,7 @@ impl Inner {
         {
             headers.insert(OWNER, owner);
         }
-        Tried::Answered(metrics::Way::Here, answer.map(Passed::Left))
+        Tried::Answered(Answered { way: metrics::Way::Here, answer: answer.map(Passed::Left), at_host })
     }
 
     async fn remote(&self, call: &Call, pod: &PodUid, gateway: SocketAddr, route: &Route) -> Tried {
@@ -149,11 +179,19 @@ impl Inner {
                 call.hops + 1
             )));
         }
-        let sending = self.peers.send(gateway, pod, call.to_peer(gateway));
+        let purpose = if call.opens_socket { Purpose::Sockets } else { Purpose::Requests };
+        let sending = self.peers.send(gateway, pod, purpose, call.to_peer(gateway));
         let mut answer = match self.send(call, sending, "the owner's gateway").await {
             Ok(answer) => answer,
             Err(tried) => return tried,
         };
+        let opened = call.opens_socket && answer.status() == StatusCode::OK;
+        if opened {
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
+        if opened || is_endless(answer.headers()) {
+            answer.extensions_mut().insert(Stays::Elsewhere);
+        }
         let headers = answer.headers_mut();
         if let Some(owner) = headers.get(OWNER).and_then(Owner::read)
             && owner.epoch > route.epoch
@@ -163,7 +201,7 @@ impl Inner {
         if call.hops == 0 {
             headers.remove(OWNER);
         }
-        Tried::Answered(metrics::Way::Forwarded, answer.map(Passed::Right))
+        Tried::Answered(Answered { way: metrics::Way::Forwarded, answer: answer.map(Passed::Right), at_host: None })
     }
 
     /// Sends, and judges what a failure means for the request.
@@ -193,8 +231,15 @@ impl Inner {
     }
 
     /// Waits for another route, or after a failed try for a moment.
-    async fn wait(&self, name: &str, found: &Found, failed: Option<String>, hold: &mut Hold) -> Result<(), Refusal> {
-        let _place = self.bounds.hold()?;
+    async fn wait(
+        &self,
+        name: &str,
+        found: &Found,
+        failed: Option<String>,
+        visit: &Visit,
+        hold: &mut Hold,
+    ) -> Result<(), Refusal> {
+        let _place = visit.hold()?;
         let begin = Instant::now();
         let until = *hold.until.get_or_insert(begin + self.limits.hold);
         let pause = if failed.is_some() { until.min(begin + TRY_AGAIN) } else { until };
@@ -210,6 +255,13 @@ impl Inner {
         let why = failed.unwrap_or_else(|| reason(found).to_owned());
         Err(Refusal::later(format!("server {name} did not answer within {:?}: {why}; try again", self.limits.hold)))
     }
+}
+
+/// Whether an answer goes on for as long as its server does. A client of such events that were ended asks for more by itself;
+/// any other answer is finished, however long it takes.
+fn is_endless(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"))
 }
 
 fn unknown(name: &str) -> Refusal {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+pub mod gated;
 pub mod served;
 
 use std::{

@@ -18,10 +18,15 @@ use crate::cluster::{Cluster, Store};
 use crate::report::{self, Limit};
 use crate::rollout::{self, Figures};
 use crate::rooms::Rooms;
+use crate::sockets::{self, Clients};
 use crate::wait::until;
 
 const PODS: usize = 4;
 const WRITES: u32 = 200;
+/// While there are sockets and streams too.
+const MORE_WRITES: u32 = 500;
+/// Restarts in a row, while there are: as many as claimed, and for every landing.
+const RESTARTS: (u32, u32) = (10, 2);
 const STATE: usize = 4096;
 /// So many servers are enough to see that something is wrong.
 const FEW: usize = 240;
@@ -58,10 +63,12 @@ struct Way {
     servers: usize,
     /// Of the pool's spec.
     pool: Value,
-    /// Moves of each server on average, at most.
+    /// Moves of each server on average, at most, each time.
     hops: f64,
-    /// Moves of any one, at most.
+    /// Moves of any one, at most, each time.
     most: usize,
+    /// It is gone many times in a row, by clients with sockets and streams too.
+    sockets: bool,
     run: Run,
 }
 
@@ -75,11 +82,15 @@ struct Row {
     figures: Figures,
     /// Servers of the fullest pod, of an even part.
     fullest: f64,
+    /// What became of sockets and streams, if there were any.
+    #[serde(flatten)]
+    sockets: Option<sockets::Figures>,
 }
 
 /// A way of few servers and pods, that moves each so often.
 fn way(name: &'static str, pool: &Value, hops: f64, most: usize, run: Run) -> Way {
-    Way { name, workload: Workload::Deployment, pods: PODS, servers: FEW, pool: pool.clone(), hops, most, run }
+    let (workload, pool) = (Workload::Deployment, pool.clone());
+    Way { name, workload, pods: PODS, servers: FEW, pool, hops, most, sockets: false, run }
 }
 
 fn ways() -> Vec<Way> {
@@ -113,6 +124,10 @@ fn ways() -> Vec<Way> {
         six_hundred(way("blue-green, the operator restarted", &follows, 1.0, 1, |rooms| {
             colours::flipped_without_operator(rooms).boxed_local()
         })),
+        Way {
+            sockets: true,
+            ..way("sockets and streams, many restarts", &none, 1.05, 2, |rooms| rooms.restart().boxed_local())
+        },
     ]
 }
 
@@ -124,7 +139,7 @@ pub async fn run(size: Size, only: &str) -> Result<()> {
     for way in ways().into_iter().filter(|way| way.name.contains(only)) {
         let row = way.go(&cluster, size).await.with_context(|| way.name.to_owned())?;
         println!("{}", line(&row));
-        limits.extend(way.limits(&row));
+        limits.extend(way.limits(&row, size));
         rows.push(row);
     }
     for absence in states::ALL.iter().filter(|absence| absence.name.contains(only)) {
@@ -157,26 +172,48 @@ impl Way {
             Workload::StatefulSet => workloads::make_set(&rooms).await?,
         }
         rooms.create(servers, STATE).await?;
-        let run = rollout::observe(&rooms, servers, WRITES, false, (self.run)(&rooms)).await?;
+        let clients = if self.sockets { Some(Clients::start(rooms.service().await?)?) } else { None };
+        let sends = async {
+            for _ in 0..self.times(size) {
+                (self.run)(&rooms).await?;
+            }
+            Ok(())
+        };
+        let writes = if self.sockets { MORE_WRITES } else { WRITES };
+        let run = rollout::observe(&rooms, servers, writes, false, sends).await?;
+        let sockets = match clients {
+            Some(clients) => Some(clients.stop().await?),
+            None => None,
+        };
         report::failures(&run.failures);
         for overlap in run.overlaps.iter().take(5) {
             println!("  {overlap:?}");
         }
-        let row = Row { way: self.name, figures: run.figures, fullest: fullest(&rooms, false) };
+        let row = Row { way: self.name, figures: run.figures, fullest: fullest(&rooms, false), sockets };
         rooms.close().await?;
         Ok(row)
     }
 
+    fn times(&self, size: Size) -> u32 {
+        match size {
+            _ if !self.sockets => 1,
+            Size::Whole => RESTARTS.0,
+            Size::Few => RESTARTS.1,
+        }
+    }
+
     #[allow(clippy::cast_precision_loss, reason = "counts of a test run are far below 2^53")]
-    fn limits(&self, row: &Row) -> Vec<Limit> {
-        let (name, figures) = (self.name, &row.figures);
+    fn limits(&self, row: &Row, size: Size) -> Vec<Limit> {
+        let (name, figures, times) = (self.name, &row.figures, self.times(size));
+        let (hops, most) = (self.hops * f64::from(times), self.most as f64 * f64::from(times));
         let mut limits = report::nothing_lost(name, figures);
-        limits.push(Limit::count(&format!("{name}: moves a server"), figures.hops_per_server, self.hops));
-        limits.push(Limit::count(&format!("{name}: moves of one server"), figures.most_hops as f64, self.most as f64));
+        limits.push(Limit::count(&format!("{name}: moves a server"), figures.hops_per_server, hops));
+        limits.push(Limit::count(&format!("{name}: moves of one server"), figures.most_hops as f64, most));
         limits.push(Limit::time(&format!("{name}: gap, median (ms)"), figures.gap_ms.p50, 10.0));
         if self.pool["placement"]["rebalance"] == true {
             limits.push(Limit::count(&format!("{name}: servers of the fullest pod"), row.fullest, EVEN));
         }
+        limits.extend(row.sockets.iter().flat_map(|sockets| sockets.limits(name)));
         limits
     }
 }
@@ -213,10 +250,10 @@ fn table(rows: &[Row]) -> String {
     report::listed(head, rows.iter().map(line))
 }
 
-fn line(Row { way, figures, fullest }: &Row) -> String {
+fn line(Row { way, figures, fullest, sockets }: &Row) -> String {
     let time = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.1}"));
     let gaps = format!("{} / {} ({})", time(figures.gap_ms.p50), time(figures.gap_ms.max), figures.gap_ms.n);
-    format!(
+    let row = format!(
         "{way:<40}{:>8}{:>7.2}{:>6}{fullest:>10.2}{gaps:>22}{:>10}{:>8}{:>7}{:>11}",
         figures.servers,
         figures.hops_per_server,
@@ -225,5 +262,9 @@ fn line(Row { way, figures, fullest }: &Row) -> String {
         figures.failed_requests,
         figures.double_served,
         figures.acked_lost
-    )
+    );
+    match sockets {
+        Some(sockets) => format!("{row}\n  {sockets}"),
+        None => row,
+    }
 }

@@ -1,7 +1,9 @@
 //! A room as a durable server: its state's format, and its routes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use durable_sdk::{Context, DurableServer, LoadError, ServerName, State};
+use durable_sdk::{Context, DurableServer, LoadError, Message, ServerName, Socket, State};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -16,6 +18,9 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str =
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'";
 const MAX_PAD: usize = 16 * 1024 * 1024;
+/// Of a slow answer.
+const MAX_SECONDS: u64 = 60;
+const LINE_EVERY: Duration = Duration::from_millis(100);
 
 /// `spec.config` of a room.
 #[derive(Debug, Default, Deserialize)]
@@ -55,6 +60,19 @@ impl DurableServer for Room {
         })
     }
 
+    /// What comes over a socket is what else is posted to `/messages`, and so is what is answered.
+    async fn message(&mut self, _: &Socket, message: Message, context: &mut Context) -> Option<Message> {
+        let posted = match &message {
+            Message::Text(text) => read(text.as_bytes()).and_then(|post| self.take(post, context)),
+            Message::Binary(_) => Err(bad("a message must be text".into())),
+        };
+        let answer = posted.unwrap_or_else(|(_, sentence)| {
+            context.unchanged();
+            json!({ "error": sentence })
+        });
+        Some(Message::Text(answer.to_string()))
+    }
+
     fn snapshot(&self) -> Bytes {
         let mut state = serde_json::to_vec(&self.chat).unwrap_or_default();
         let frame = r#","pad":"""#.len();
@@ -77,6 +95,9 @@ impl Room {
             (&Method::GET | &Method::HEAD, "/" | "") => Ok(page()),
             (&Method::GET | &Method::HEAD, "/state") => Ok(reply(StatusCode::OK, &self.state(context))),
             (&Method::GET | &Method::HEAD, "/count") => Ok(self.counted(context)),
+            (&Method::GET, "/slow") => self.slow(request, context),
+            (&Method::GET, "/socket") if context.accept().is_some() => Ok(Response::default()),
+            (&Method::GET, "/socket") => Err((StatusCode::UPGRADE_REQUIRED, "this opens a WebSocket".into())),
             (&Method::POST, "/messages") => self.post(request, context),
             (&Method::POST, "/join") => {
                 self.chat.join(&parse::<Who>(request)?, now()).map_err(bad)?;
@@ -88,7 +109,7 @@ impl Room {
                 }
                 Ok(self.counted(context))
             }
-            (_, "/" | "" | "/state" | "/count" | "/messages" | "/join" | "/leave") => {
+            (_, "/" | "" | "/state" | "/count" | "/slow" | "/socket" | "/messages" | "/join" | "/leave") => {
                 Err((StatusCode::METHOD_NOT_ALLOWED, format!("{} is not for this path", request.method())))
             }
             (_, path) => Err((StatusCode::NOT_FOUND, format!("a room has nothing at {path}"))),
@@ -96,19 +117,44 @@ impl Room {
     }
 
     fn post(&mut self, request: &Request<Bytes>, context: &mut Context) -> Result<Response<Bytes>, Refused> {
-        let message = match self.chat.post(parse::<Post>(request)?, now()).map_err(bad)? {
+        let mut answer = reply(StatusCode::OK, &self.take(parse(request)?, context)?);
+        if request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "sync=1")) {
+            context.answer_when_durable();
+            answer.headers_mut().insert("durable-synced", HeaderValue::from_static("1"));
+        }
+        Ok(answer)
+    }
+
+    fn take(&mut self, post: Post, context: &mut Context) -> Result<Value, Refused> {
+        let message = match self.chat.post(post, now()).map_err(bad)? {
             Posted::Now(message) => message,
             Posted::Before(message) => {
                 context.unchanged();
                 message
             }
         };
-        let body = json!({ "count": message.count, "id": message.id, "pod": PLACE.pod, "epoch": context.epoch() });
-        let mut answer = reply(StatusCode::OK, &body);
-        if request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "sync=1")) {
-            context.answer_when_durable();
-            answer.headers_mut().insert("durable-synced", HeaderValue::from_static("1"));
-        }
+        Ok(json!({ "count": message.count, "id": message.id, "pod": PLACE.pod, "epoch": context.epoch() }))
+    }
+
+    /// The room as it is now, a line every tenth of a second: what is said of it does not change while it is said.
+    fn slow(&self, request: &Request<Bytes>, context: &mut Context) -> Result<Response<Bytes>, Refused> {
+        let seconds = request.uri().query().and_then(|query| query.strip_prefix("seconds=")?.parse::<u64>().ok());
+        let seconds = seconds.filter(|seconds| (1..=MAX_SECONDS).contains(seconds));
+        let seconds = seconds.ok_or_else(|| bad(format!("?seconds= must be 1 to {MAX_SECONDS}")))?;
+        let lines = seconds * 10;
+        let body = json!({ "count": self.chat.count, "pod": PLACE.pod, "epoch": context.epoch(), "lines": lines });
+        let stream = context.stream();
+        tokio::spawn(async move {
+            for number in 1..=lines {
+                tokio::time::sleep(LINE_EVERY).await;
+                if !stream.send(format!("{number} {body}\n")).await {
+                    break;
+                }
+            }
+        });
+        let mut answer = Response::default();
+        answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         Ok(answer)
     }
 
@@ -147,7 +193,11 @@ fn filler(uid: &str, length: usize) -> String {
 }
 
 fn parse<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T, Refused> {
-    serde_json::from_slice(request.body()).map_err(|error| bad(format!("the body is not what it should be: {error}")))
+    read(request.body())
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body).map_err(|error| bad(format!("the body is not what it should be: {error}")))
 }
 
 fn bad(sentence: String) -> Refused {

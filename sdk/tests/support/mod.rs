@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use durable_sdk::{Context, DurableServer, EndReason, Host, LoadError, Observer, ServerName, State};
+use durable_sdk::{Context, DurableServer, EndReason, Host, LoadError, Message, Observer, ServerName, Socket, State};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::{client::conn::http1 as client, server::conn::http1 as server, service::service_fn};
@@ -75,6 +75,22 @@ impl DurableServer for Notes {
             "/forge" => {
                 return Response::builder().header("durable-not-here", "1").body(Bytes::new()).unwrap();
             }
+            "/socket" => {
+                context.unchanged();
+                if context.accept().is_none() {
+                    return Response::builder().status(StatusCode::UPGRADE_REQUIRED).body(Bytes::new()).unwrap();
+                }
+            }
+            "/stream" => {
+                let (stream, turns) = (context.stream(), slow(&context.server().uid));
+                tokio::spawn(async move {
+                    for line in ["two ", "three"] {
+                        turns.acquire().await.unwrap().forget();
+                        stream.send(line).await;
+                    }
+                });
+                return Response::new("one ".into());
+            }
             "/lookup" => {
                 let found = context.lookup("default", "other").await;
                 return Response::new(format!("{found:?}").into());
@@ -82,6 +98,18 @@ impl DurableServer for Notes {
             _ => self.0.push_str(text),
         }
         Response::new(self.0.clone().into())
+    }
+
+    async fn message(&mut self, socket: &Socket, message: Message, context: &mut Context) -> Option<Message> {
+        let Message::Text(text) = message else { return Some(message) };
+        match text.as_str() {
+            "slow" => slow(&context.server().uid).acquire().await.unwrap().forget(),
+            "durable" => context.answer_when_durable(),
+            "close" => assert!(socket.close()),
+            _ => {}
+        }
+        self.0.push_str(&text);
+        Some(Message::Text(self.0.clone()))
     }
 
     fn snapshot(&self) -> Bytes {
