@@ -33,12 +33,13 @@ pub mod world;
 pub mod writer;
 
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
@@ -48,6 +49,7 @@ use tokio::{
     net::TcpListener,
     sync::{mpsc, watch as watch_channel},
     task::JoinSet,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,7 +57,7 @@ use crate::{
     args::Args,
     certificates::{Certificates, peers},
     driver::Edges,
-    leader::{Candidate, KubeLeases, Leadership},
+    leader::{Candidate, KubeLeases, Leadership, Lost},
     model::Event,
     page::Lens,
     session::{Sessions, TokenReviews},
@@ -68,12 +70,27 @@ const EVENTS: usize = 4_096;
 /// Events for people that wait to be published.
 const NOTES: usize = 256;
 
-/// Runs the operator until `stop`, or until a part of it fails or another replica leads instead.
+/// Its ports are free again within this time after the tasks that had them were told to end.
+const PORTS_FREE: Duration = Duration::from_secs(5);
+const TRY_PORT_EVERY: Duration = Duration::from_millis(50);
+
+/// Runs the operator until `stop`, or until a part of it fails. One that has lost the lead begins anew, with nothing of what it
+/// knew: if it ended instead, the kubelet would start it later each time, up to five minutes, and after a few hiccups of the API
+/// server nobody would lead.
 pub async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        match run_once(args.clone(), stop.child_token()).await {
+            Err(error) if error.is::<Lost>() && !stop.is_cancelled() => tracing::warn!(%error, "begins anew"),
+            ended => return ended,
+        }
+    }
+}
+
+async fn run_once(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let _ends_with_us = stop.clone().drop_guard();
-    let sessions = TcpListener::bind(args.session_address).await.context("the address for sessions cannot be used")?;
-    let http = TcpListener::bind(args.http_address).await.context("the address for health cannot be used")?;
-    let webhook = webhook_listener(&args)?;
+    let sessions = listen_at(args.session_address).await.context("the address for sessions cannot be used")?;
+    let http = listen_at(args.http_address).await.context("the address for health cannot be used")?;
+    let webhook = webhook_listener(&args).await?;
     let client = Client::try_default().await.context("no access to the API server")?;
     let ready = Arc::new(AtomicBool::new(false));
     let (lens, page) = page::new(stop.clone());
@@ -159,13 +176,17 @@ impl Turn {
         let (certificates, requests) = peers::requests();
         tasks.spawn(peers::issue_all(self.authority, requests));
         let leads_until = candidate.leads_until();
+        let until = leads_until.clone();
         let edges = Edges { writes, notes, certificates, ready: self.ready, lens: self.lens, leads_until };
         let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
-        tokio::select! {
+        let ended = tokio::select! {
             ended = driven => ended.context("the deciding task failed"),
             ended = first_end(&mut tasks, &self.stop) => ended,
             lost = candidate.hold() => Err(lost.into()),
-        }
+        };
+        // The deciding task sees first that its time is over, and all others end with it.
+        let is_over = until.borrow().is_none_or(|until| Instant::now() >= until);
+        if is_over && !self.stop.is_cancelled() { Err(Lost::Late.into()) } else { ended }
     }
 }
 
@@ -185,10 +206,24 @@ async fn first_end(tasks: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow:
     if stop.is_cancelled() { Ok(()) } else { anyhow::bail!("a watching or writing task ended") }
 }
 
-fn webhook_listener(args: &Args) -> anyhow::Result<Option<std::net::TcpListener>> {
-    let bind = |_: &String| std::net::TcpListener::bind(args.webhook.webhook_address);
-    let bound = args.webhook.webhook_configuration.as_ref().map(bind).transpose();
-    bound.context("the address for the webhook cannot be used")
+async fn webhook_listener(args: &Args) -> anyhow::Result<Option<std::net::TcpListener>> {
+    if args.webhook.webhook_configuration.is_none() {
+        return Ok(None);
+    }
+    let bound = listen_at(args.webhook.webhook_address).await.and_then(TcpListener::into_std);
+    bound.map(Some).context("the address for the webhook cannot be used")
+}
+
+async fn listen_at(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PORTS_FREE => {
+                sleep(TRY_PORT_EVERY).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// The cluster's name: nothing else of a cluster is certain to be its own.
