@@ -1,4 +1,4 @@
-//! Clients that stay: WebSockets that say something every second, and answers that are streamed for ten. All that may
+//! Clients that stay: `WebSockets` that say something every second, and answers that are streamed for ten. All that may
 //! happen to a socket is a Close that asks to connect again, and to a stream nothing.
 
 use std::collections::BTreeMap;
@@ -281,8 +281,8 @@ async fn next(socket: &mut WebSocketStream<TcpStream>) -> Result<Answer> {
 /// All the lines, in their order, each with what was true when the answer began.
 fn check(text: &str, lines: u32) -> Result<()> {
     let said = text.lines().next().and_then(|line| line.split_once(' ')).context("an empty answer")?.1;
-    let whole: String = (1..=lines).map(|number| format!("{number} {said}\n")).collect();
-    ensure!(text == whole, "{} lines, or not the right ones", text.lines().count());
+    let whole: Vec<String> = (1..=lines).map(|number| format!("{number} {said}\n")).collect();
+    ensure!(text == whole.concat(), "{} lines, or not the right ones", text.lines().count());
     Ok(())
 }
 

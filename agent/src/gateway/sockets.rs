@@ -1,4 +1,4 @@
-//! WebSockets: bytes passed both ways between a client and a host or another gateway, until either ends, or the server
+//! `WebSockets`: bytes passed both ways between a client and a host or another gateway, until either ends, or the server
 //! has gone elsewhere. Then the client is told to connect again, with a Close frame put in where a frame of the host has
 //! ended: so its next attempt finds the server where it is served.
 
