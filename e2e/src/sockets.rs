@@ -1,4 +1,4 @@
-//! Clients that stay: WebSockets that say something every second, and answers that are streamed for ten. All that may
+//! Clients that stay: `WebSockets` that say something every second, and answers that are streamed for ten. All that may
 //! happen to a socket is a Close that asks to connect again, and to a stream nothing.
 
 use std::collections::BTreeMap;
@@ -209,14 +209,8 @@ impl Client {
             let answer = timeout(PATIENCE, ask(&mut socket, post.to_string())).await.context("no answer in time")??;
             let Answer::Count(count) = answer else { break };
             *said += 1;
-            let mut seen = lock(&self.seen);
-            seen.figures.socket_messages += 1;
-            seen.figures.socket_messages_lost += usize::from(count <= *last);
+            self.answered(count <= *last, closed.take());
             *last = count;
-            if let Some(closed) = closed.take() {
-                seen.reconnects.push(u64::try_from(closed.elapsed().as_nanos())?);
-            }
-            drop(seen);
             let silence = timeout(SAY_EVERY, next(&mut socket)).await;
             match silence {
                 Err(_) => {}
@@ -229,6 +223,14 @@ impl Client {
         // The Close is answered, and the other side ends the connection.
         tokio::spawn(timeout(PATIENCE, async move { while socket.next().await.is_some() {} }));
         Ok(Instant::now())
+    }
+
+    /// A message was answered, on a socket that was opened because another had been closed then.
+    fn answered(&self, lost: bool, closed: Option<Instant>) {
+        let mut seen = lock(&self.seen);
+        seen.figures.socket_messages += 1;
+        seen.figures.socket_messages_lost += usize::from(lost);
+        seen.reconnects.extend(closed.map(|at| u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX)));
     }
 
     /// One client that reads one streamed answer after the other.
@@ -279,8 +281,8 @@ async fn next(socket: &mut WebSocketStream<TcpStream>) -> Result<Answer> {
 /// All the lines, in their order, each with what was true when the answer began.
 fn check(text: &str, lines: u32) -> Result<()> {
     let said = text.lines().next().and_then(|line| line.split_once(' ')).context("an empty answer")?.1;
-    let whole: String = (1..=lines).map(|number| format!("{number} {said}\n")).collect();
-    ensure!(text == whole, "{} lines, or not the right ones", text.lines().count());
+    let whole: Vec<String> = (1..=lines).map(|number| format!("{number} {said}\n")).collect();
+    ensure!(text == whole.concat(), "{} lines, or not the right ones", text.lines().count());
     Ok(())
 }
 

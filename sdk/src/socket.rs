@@ -1,4 +1,4 @@
-//! WebSockets: each message is handled by the server in its turn, like a request; what the server says goes out beside.
+//! `WebSockets`: each message is handled by the server in its turn, like a request; what the server says goes out beside.
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,7 +56,8 @@ impl Socket {
         self.0.try_send(message.into()).is_ok()
     }
 
-    /// Closes the socket, after what was said before.
+    /// Closes the socket, after what was said before. `false`: as for [`Self::send`].
+    #[must_use]
     pub fn close(&self) -> bool {
         self.0.try_send(close(CloseCode::Normal)).is_ok()
     }

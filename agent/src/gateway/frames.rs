@@ -98,11 +98,11 @@ mod tests {
             match self.width {
                 0 if length < 126 => bytes.push(mask | u8::try_from(length).unwrap()),
                 0 | 2 => {
-                    bytes.push(mask | 126);
+                    bytes.push(mask | 0x7e);
                     bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
                 }
                 _ => {
-                    bytes.push(mask | 127);
+                    bytes.push(mask | 0x7f);
                     bytes.extend((length as u64).to_be_bytes());
                 }
             }
@@ -169,7 +169,7 @@ mod tests {
         let mut frames = Frames::default();
         frames.pass(&[0x82, 0xff]);
         frames.pass(&[0xff; 8]);
-        frames.pass(&[0; 1 << 16]);
+        frames.pass(&[0; 1 << 12]);
         assert!(!frames.is_between());
     }
 }

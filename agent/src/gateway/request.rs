@@ -6,7 +6,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Method, Request, StatusCode, Uri,
+    Method, Request, StatusCode, Uri, Version,
     body::{Body, Incoming},
     ext::Protocol,
     header::{
@@ -182,7 +182,8 @@ fn opens_socket(head: &Parts) -> Result<bool, Refusal> {
         let values = head.headers.get_all(header).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case(wanted))
     };
-    Ok(head.method == Method::GET && names(CONNECTION, "upgrade") && names(UPGRADE, WEBSOCKET))
+    let may_upgrade = head.version == Version::HTTP_11 && head.method == Method::GET;
+    Ok(may_upgrade && names(CONNECTION, "upgrade") && names(UPGRADE, WEBSOCKET))
 }
 
 /// Says, in a request or an answer, that the connection is a WebSocket from there on.
@@ -330,6 +331,45 @@ mod tests {
             assert!(split(&whole.parse().unwrap()).is_err(), "{whole}");
         }
         assert!(split(&"/lobby/.durables?x=/.durable/".parse().unwrap()).is_ok());
+    }
+
+    #[test]
+    fn a_socket_is_opened_alike_whatever_the_client_speaks() {
+        let one = Request::get("/lobby/socket")
+            .header("connection", "keep-alive, Upgrade")
+            .header("upgrade", "WebSocket")
+            .header("sec-websocket-key", "k");
+        let two = Request::connect("http://host/lobby/socket").extension(Protocol::from_static("websocket"));
+        let stamp = Stamp { server: "ns/lobby".parse().unwrap(), uid: "u".parse().unwrap(), epoch: 3.into() };
+        for (request, key_length) in [(one, 1), (two, 24)] {
+            let call = Call::read(request.body(()).unwrap().into_parts().0, Origin::User).unwrap();
+            assert!(call.opens_socket);
+            let asked = call.to_host(&stamp);
+            assert_eq!((asked.method(), asked.uri().path()), (&Method::GET, "/socket"));
+            let header = |name| asked.headers()[name].to_str().unwrap();
+            assert_eq!((header("connection"), header("upgrade")), ("Upgrade", "websocket"));
+            assert_eq!(header("sec-websocket-key").len(), key_length);
+            let passed_on = call.to_peer("10.0.0.1:7070".parse().unwrap());
+            assert_eq!((passed_on.method(), passed_on.uri().path()), (&Method::CONNECT, "/lobby/socket"));
+            assert_eq!(passed_on.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
+            assert!(!passed_on.headers().contains_key("upgrade"));
+        }
+    }
+
+    #[test]
+    fn other_upgrades_are_passed_over_and_other_tunnels_refused() {
+        let read = |request: hyper::http::request::Builder| {
+            Call::read(request.body(()).unwrap().into_parts().0, Origin::User).map(|call| call.opens_socket)
+        };
+        let upgrade = |builder: hyper::http::request::Builder, to| {
+            builder.uri("/lobby").header("connection", "upgrade").header("upgrade", to)
+        };
+        assert!(!read(upgrade(Request::builder(), "h2c")).unwrap());
+        assert!(!read(upgrade(Request::builder().method("POST"), "websocket")).unwrap());
+        assert!(!read(Request::get("/lobby").header("upgrade", "websocket")).unwrap());
+        let tunnel = || Request::connect("http://host/lobby");
+        assert!(read(tunnel()).is_err());
+        assert!(read(tunnel().extension(Protocol::from_static("connect-udp"))).is_err());
     }
 
     #[test]

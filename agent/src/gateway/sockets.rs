@@ -1,4 +1,4 @@
-//! WebSockets: bytes passed both ways between a client and a host or another gateway, until either ends, or the server
+//! `WebSockets`: bytes passed both ways between a client and a host or another gateway, until either ends, or the server
 //! has gone elsewhere. Then the client is told to connect again, with a Close frame put in where a frame of the host has
 //! ended: so its next attempt finds the server where it is served.
 
@@ -126,29 +126,34 @@ impl<S: AsyncRead + AsyncWrite> Socket<S> {
         let (mut client, mut to_client) = split(self.client);
         let (mut server, mut to_server) = split(self.server);
         let gate = self.gate.as_ref();
-        let mut up = pin!(up(&mut client, &mut to_server, gate));
         {
-            let mut down = pin!(down(&mut server, &mut to_client, gate, over));
-            tokio::select! {
-                () = down.as_mut() => {}
-                // The client has gone, or has said all that it will: its last answers are on their way.
-                () = up.as_mut() => return drop(timeout(LINGER, down).await),
+            let mut up = pin!(up(&mut client, &mut to_server, gate));
+            {
+                let mut down = pin!(down(&mut server, &mut to_client, gate, over));
+                tokio::select! {
+                    () = down.as_mut() => {}
+                    // Nothing more comes from the client, or is taken from it: its last answers are on their way.
+                    () = up.as_mut() => return drop(timeout(LINGER, down).await),
+                }
             }
+            let _ = timeout(LINGER, up).await;
         }
         // Bytes that are not read when a connection is closed reset it, and with it the Close frame that went before.
-        let _ = timeout(LINGER, up).await;
+        let mut rest = vec![0; CHUNK];
+        let reading = async { while let Ok(1..) = client.read(&mut rest).await {} };
+        let _ = timeout(LINGER, reading).await;
     }
 }
 
-/// From the client to the server, until the client has no more to say.
+/// From the client to the server, until the client has no more to say, or the server takes no more.
 async fn up<R: AsyncRead, W: AsyncWrite>(client: &mut ReadHalf<R>, server: &mut WriteHalf<W>, gate: Option<&Gate>) {
     let mut chunk = vec![0; CHUNK];
-    let mut open = true;
     while let Ok(length @ 1..) = client.read(&mut chunk).await {
-        // What nobody hears any more is read all the same: see above.
-        open = open && !is_shut(gate) && send(server, &chunk[..length], STALLED).await;
+        if is_shut(gate) || !send(server, &chunk[..length], STALLED).await {
+            break;
+        }
     }
-    let _ = server.shutdown().await;
+    let _ = timeout(LINGER, server.shutdown()).await;
 }
 
 /// From the server to the client, until the server ends it, or it is over and a frame has ended.
@@ -296,6 +301,16 @@ mod tests {
         assert_eq!(rest(&mut client).await, CONNECT_AGAIN);
         drop(client);
         run.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_takes_nothing_is_given_up() {
+        let (mut client, server, _end, run) = socket();
+        let began = Instant::now();
+        while client.write_all(b"\x81\x03abc").await.is_ok() {}
+        run.await.unwrap();
+        assert!(began.elapsed() < STALLED + 3 * LINGER, "{:?}", began.elapsed());
+        drop(server);
     }
 
     #[tokio::test(start_paused = true)]
