@@ -2,6 +2,7 @@
 
 mod crashing;
 mod deleting;
+mod foretell;
 mod leases;
 mod letting_in;
 mod look;
@@ -10,6 +11,7 @@ mod moves;
 mod noise;
 mod placing;
 mod telling;
+mod wishes;
 
 use std::collections::BTreeMap;
 
@@ -152,6 +154,7 @@ impl Story {
             resource_version: "1".into(),
             deleting: false,
             finalizers: vec![FINALIZER.into()],
+            wish: None,
             spec: serde_json::from_value(json!({ "pool": "rooms", "type": "room" })).unwrap(),
             status: serde_json::from_value(status).unwrap(),
         };
