@@ -235,7 +235,7 @@ async fn annotated(rooms: &Rooms) -> Result<()> {
     annotate(rooms, pod, None).await
 }
 
-async fn annotate(rooms: &Rooms, pod: &Pod, value: Option<&str>) -> Result<()> {
+pub(crate) async fn annotate(rooms: &Rooms, pod: &Pod, value: Option<&str>) -> Result<()> {
     let api: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
     let patch = json!({ "metadata": { "annotations": { "durableserver.io/drain": value } } });
     api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
@@ -252,7 +252,7 @@ async fn cordoned(rooms: &Rooms) -> Result<()> {
     left
 }
 
-async fn cordon(rooms: &Rooms, node: &str, cordoned: bool) -> Result<()> {
+pub(crate) async fn cordon(rooms: &Rooms, node: &str, cordoned: bool) -> Result<()> {
     let api: Api<Node> = Api::all(rooms.cluster.client.clone());
     let patch = json!({ "spec": { "unschedulable": cordoned } });
     api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await?;
@@ -304,7 +304,7 @@ async fn point(rooms: &Rooms, colour: &str) -> Result<()> {
 }
 
 /// Waits until no server is in such pods.
-async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
     until("all servers have moved", LIMIT, async || {
         let left = rooms.view.servers().iter().filter(|server| is_left(&server.pod)).count();
         Ok((left == 0).then_some(()))
