@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench faults chaos rollouts processes process-test lint generate images previous unit cluster-test cluster-up cluster-down
+.PHONY: help setup demo test bench faults chaos rollouts plugin processes process-test lint generate images previous unit cluster-test cluster-up cluster-down
 
 # What is costly to make and not part of the sources: builds, images, the cluster.
 export DURABLE_CACHE ?= $(HOME)/.cache/durable-server
@@ -53,6 +53,10 @@ chaos: images ## what breaks without a word (nodes, networks, kills, outages): h
 
 rollouts: images ## every kind of rollout: rolling, ahead, blue-green, nodes and pods that are emptied; sockets and streams through ten of them
 	$(E2E) rollouts
+
+plugin: setup ## kubectl durable
+	cargo build --release --workspace --bins
+	@echo "$(BUILT)/kubectl-durable: with $(BUILT) in your PATH, kubectl durable runs it"
 
 processes: export PROCESSES := all
 processes: process-test ## operators, agents and hosts as processes on a real API server and a real S3 server, each killed and paused at each step

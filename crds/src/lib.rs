@@ -12,6 +12,7 @@ mod duration;
 mod generate;
 mod handoff;
 mod limits;
+pub mod plan;
 mod pool;
 mod reason;
 mod server;
@@ -46,6 +47,8 @@ pub const CORDON_ANNOTATION: &str = "durableserver.io/cordon";
 pub const DRAIN_ANNOTATION: &str = "durableserver.io/drain";
 /// Annotation of a pod: the deletion cost that the operator gave it. If the pod has another one, somebody else did.
 pub const DELETION_COST_ANNOTATION: &str = "durableserver.io/deletion-cost";
+/// Annotation of a server: the pod that it is to be in, for as long as the annotation is there.
+pub const MOVE_ANNOTATION: &str = "durableserver.io/move";
 
 /// Types of the conditions in the resources' status.
 pub mod condition {
@@ -57,9 +60,11 @@ pub mod condition {
     pub const READY: &str = "Ready";
     /// Server: its first record of this term, and what was last to be synced, are in the store.
     pub const DURABLE: &str = "Durable";
+    /// Server: it is in the pod that its annotation asks for; only while there is one.
+    pub const MOVED: &str = "Moved";
     /// Handoff: it has ended, one way or another.
     pub const COMPLETE: &str = "Complete";
 
     /// All of them.
-    pub const ALL: [&str; 5] = [ACCEPTED, PLACED, READY, DURABLE, COMPLETE];
+    pub const ALL: [&str; 6] = [ACCEPTED, PLACED, READY, DURABLE, MOVED, COMPLETE];
 }

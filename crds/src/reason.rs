@@ -95,6 +95,16 @@ reasons! {
     /// Its owner's first record is not written yet.
     FirstRecordPending,
 
+    // Moved.
+    /// It is where it was asked to be.
+    InPlace,
+    /// It goes there next, or is on its way.
+    OnItsWay,
+    /// There is no pod of that name in its pool.
+    NoSuchPod,
+    /// That pod may not have it, or it may not be moved.
+    CannotMove,
+
     // Ready, of a pool.
     /// Pods can host.
     PodsCanHost,

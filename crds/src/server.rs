@@ -158,7 +158,7 @@ pub struct DurableServerStatus {
     /// Its last move from pod to pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handoff: Option<LastHandoff>,
-    /// `Accepted`, `Placed`, `Ready` and `Durable`.
+    /// `Accepted`, `Placed`, `Ready`, `Durable`, and `Moved` where a person named a pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod fallbacks;
 pub mod fault;
 pub mod figures;
+pub mod foretold;
 pub mod gate;
 pub mod http;
 pub mod ledger;

@@ -51,6 +51,35 @@ pub struct Move {
     pub to: PodUid,
 }
 
+/// The moves that people asked for by naming a pod for a server, at most `room`. Counts them on the board.
+#[must_use]
+pub fn asked(board: &mut Board, wishes: Vec<(Resident, PodUid)>, room: usize) -> Vec<Move> {
+    let mut moves = Vec::new();
+    for (resident, to) in wishes {
+        if moves.len() >= room {
+            break;
+        }
+        if board.pod(&to).is_some_and(|pod| pod.can_be_sent(&resident.need).is_ok()) {
+            board.take(&to, &resident.need.kind);
+            moves.push(Move { server: resident.server, from: resident.pod, to });
+        }
+    }
+    moves
+}
+
+/// The best other pod for each of these servers, as far as there is one. Counts them on the board.
+#[must_use]
+pub fn best(board: &mut Board, residents: Vec<Resident>) -> Vec<Move> {
+    let mut moves = Vec::new();
+    for resident in residents {
+        let other = |pod: &PodFacts| pod.leaving.is_none() && pod.pod != resident.pod;
+        let Some(to) = board.best(&resident.need, other).map(|pod| pod.pod.clone()) else { continue };
+        board.take(&to, &resident.need.kind);
+        moves.push(Move { server: resident.server, from: resident.pod, to });
+    }
+    moves
+}
+
 /// The next moves, at most `room`. Counts them on the board. Pods that are replaced are left only for pods of the newest revision,
 /// and only while those have less than `share` servers each: the first new pod would else get everything, and the ones that
 /// follow it nothing, or each server another move. They are emptied one after another, the one that ends next first.

@@ -66,6 +66,9 @@ pub enum Ineligible {
     /// Cordoned itself.
     #[error("is cordoned")]
     Cordoned,
+    /// A newer revision's pods are there, and servers leave it for them.
+    #[error("is being replaced by pods of a newer revision")]
+    Replaced,
     /// Not where the pool's Service leads.
     #[error("is not what the active Service selects")]
     Inactive,
@@ -131,6 +134,12 @@ impl PodFacts {
         if loads { Ok(()) } else { Err(Ineligible::CannotLoad) }
     }
 
+    /// Whether a person may send this server here: servers that leave this pod would only take it along again.
+    pub fn can_be_sent(&self, need: &Need) -> Result<(), Ineligible> {
+        self.can_take(need)?;
+        if self.leaving.is_some() { Err(Ineligible::Replaced) } else { Ok(()) }
+    }
+
     /// Counts one server more.
     fn take(&mut self, kind: &str) {
         self.load += 1;
@@ -187,6 +196,12 @@ impl Board {
     #[must_use]
     pub fn pods(&self) -> &[PodFacts] {
         &self.pods
+    }
+
+    /// The pod of this uid.
+    #[must_use]
+    pub fn pod(&self, uid: &PodUid) -> Option<&PodFacts> {
+        self.pods.binary_search_by(|other| other.pod.cmp(uid)).ok().and_then(|n| self.pods.get(n))
     }
 
     /// The best pod for a server, of those that are `allowed`.

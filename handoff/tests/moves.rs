@@ -73,6 +73,29 @@ fn replaced_pods_are_emptied_one_after_another_the_one_that_ends_next_first() {
 }
 
 #[test]
+fn who_is_sent_somewhere_goes_there_if_that_pod_may_have_it_and_no_more_than_there_is_room() {
+    let sent = |n, to: &str| (resident(n, "a"), PodUid(to.into()));
+    let full = PodFacts { load: 99, ..pod("full", None) };
+    let replaced = pod("old", Some(Leaving::Replaced));
+    let pods = [pod("a", None), pod("b", None), full, replaced, PodFacts { ready: false, ..pod("late", None) }];
+    let wishes = vec![sent(0, "full"), sent(1, "full"), sent(2, "old"), sent(3, "late"), sent(4, "gone"), sent(5, "b")];
+    let mut board = Board::new(pods.to_vec());
+    assert_eq!(targets(&moves::asked(&mut board, wishes.clone(), 9)), [("s0", "full"), ("s5", "b")]);
+    assert_eq!(board.pod(&PodUid("full".into())).map(|pod| pod.load), Some(100), "what is sent counts");
+    assert_eq!(targets(&moves::asked(&mut Board::new(pods.to_vec()), wishes, 1)), [("s0", "full")]);
+}
+
+#[test]
+fn the_best_pod_is_another_one_and_none_that_servers_leave() {
+    let pods =
+        [pod("a", None), PodFacts { load: 1, ..pod("b", None) }, pod("c", Some(Leaving::Replaced)), pod("d", None)];
+    let residents = || (0..3).map(|n| resident(n, "a")).collect::<Vec<_>>();
+    let moves = moves::best(&mut Board::new(pods.to_vec()), residents());
+    assert_eq!(targets(&moves), [("s0", "d"), ("s1", "b"), ("s2", "d")]);
+    assert_eq!(moves::best(&mut Board::new(pods[..1].to_vec()), residents()), []);
+}
+
+#[test]
 fn who_would_not_have_it_is_not_asked_again_while_another_may() {
     let pods = [pod("a", Some(Leaving::Asked)), pod("b", None), PodFacts { load: 9, ..pod("c", None) }];
     let refused = Resident { tried: [PodUid("b".into())].into(), ..resident(0, "a") };

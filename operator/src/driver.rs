@@ -21,6 +21,7 @@ use wire::session::{ToAgent, to_agent};
 
 use crate::{
     certificates::peers,
+    foretell::{self, Ask},
     metrics::METRICS,
     model::{Effect, Event, Note, Now, Outbox, Refusal, SessionId, Write},
     page::{self, Lens},
@@ -44,27 +45,32 @@ pub struct Edges {
     pub ready: Arc<AtomicBool>,
     /// What the page is shown.
     pub lens: Lens,
+    /// What people ask of what would happen.
+    pub asks: mpsc::Receiver<Ask>,
     /// Until when this replica leads.
     pub leads_until: watch::Receiver<Option<Instant>>,
 }
 
 /// Runs the world until `stop`, or until no more events can come.
-pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edges, stop: CancellationToken) {
+pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, mut edges: Edges, stop: CancellationToken) {
     let start = Instant::now();
     let mut outboxes: HashMap<SessionId, Outbox> = HashMap::new();
     let mut batch = Vec::with_capacity(BATCH);
     let mut beat = interval(BEAT);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked = start;
+    let mut answered = start;
     loop {
         let wake = world.wake().map_or_else(|| Instant::now() + IDLE, |at| start + at.0);
         let wake = if edges.lens.is_used() { wake.min(looked + page::EVERY) } else { wake };
         let mut beats = false;
+        let mut asked = None;
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             taken = events.recv_many(&mut batch, BATCH) => if taken == 0 { return },
             _ = beat.tick() => beats = true,
+            Some(ask) = edges.asks.recv(), if answered.elapsed() >= foretell::EVERY => asked = Some(ask),
             () = sleep_until(wake) => {}
         }
         // One reading of the clock, after what came in and before anything is decided or answered.
@@ -91,6 +97,11 @@ pub async fn run(mut world: World, mut events: mpsc::Receiver<Event>, edges: Edg
         }
         for effect in world.settle(now) {
             carry_out(effect, &mut outboxes, &edges);
+        }
+        if let Some(Ask { question, answer }) = asked {
+            answered = Instant::now();
+            // Who asked may be gone.
+            let _ = answer.send(world.foretell(&question));
         }
         if looked.elapsed() >= page::EVERY {
             looked = Instant::now();
@@ -171,7 +182,8 @@ mod tests {
             (CancellationToken::new(), mpsc::unbounded_channel(), mpsc::channel(1));
         let (lens, _page) = page::new(stop.clone());
         let (certificates, _to_issue) = mpsc::channel(1);
-        let edges = Edges { writes, notes, certificates, ready: Arc::default(), lens, leads_until };
+        let (_ask, asks) = mpsc::channel(1);
+        let edges = Edges { writes, notes, certificates, ready: Arc::default(), lens, asks, leads_until };
         let driven = tokio::spawn(run(World::new("cluster".into(), 1), incoming, edges, stop));
         sleep(Duration::from_millis(4_900)).await;
         assert!(!driven.is_finished());

@@ -1,4 +1,4 @@
-//! Health, metrics and the page.
+//! Health, metrics, the page, and what would happen if.
 
 use std::sync::{
     Arc,
@@ -10,10 +10,10 @@ use listen::{accept, http::Keep};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{metrics::METRICS, page::Page};
+use crate::{foretell::Asking, metrics::METRICS, page::Page};
 
 /// The routes; `ready` once all watches told what was there.
-pub fn routes(ready: Arc<AtomicBool>, page: Page) -> Router {
+pub fn routes(ready: Arc<AtomicBool>, page: Page, asking: Asking) -> Router {
     let readyz = move || async move {
         if ready.load(Ordering::Relaxed) {
             (StatusCode::OK, "ok")
@@ -26,17 +26,13 @@ pub fn routes(ready: Arc<AtomicBool>, page: Page) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(|| async { METRICS.text() }))
         .merge(page.routes())
+        .merge(asking.routes())
 }
 
 /// Serves them until `stop`.
-pub async fn serve(
-    ready: Arc<AtomicBool>,
-    page: Page,
-    listener: TcpListener,
-    stop: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn serve(routes: Router, listener: TcpListener, stop: CancellationToken) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "health, metrics and the page");
     let connections = accept::plain(listener, listen::http::newcomers("health"));
-    listen::http::serve(connections, routes(ready, page), Keep::One, stop).await;
+    listen::http::serve(connections, routes, Keep::One, stop).await;
     Ok(())
 }

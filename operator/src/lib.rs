@@ -17,6 +17,7 @@ pub mod directory;
 pub mod drains;
 pub mod driver;
 pub mod finalizers;
+pub mod foretell;
 pub mod http;
 pub mod leader;
 pub mod metrics;
@@ -57,6 +58,7 @@ use crate::{
     args::Args,
     certificates::{Certificates, peers},
     driver::Edges,
+    foretell::Ask,
     leader::{Candidate, KubeLeases, Leadership, Lost},
     model::Event,
     page::Lens,
@@ -94,7 +96,10 @@ async fn run_once(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("no access to the API server")?;
     let ready = Arc::new(AtomicBool::new(false));
     let (lens, page) = page::new(stop.clone());
-    let health = tokio::spawn(http::serve(ready.clone(), page, http, stop.clone()));
+    let mut candidate = candidate(&client, &args);
+    let (asking, asks) = foretell::new(candidate.leadership());
+    let routes = http::routes(ready.clone(), page, asking);
+    let health = tokio::spawn(http::serve(routes, http, stop.clone()));
 
     let mut tasks = JoinSet::new();
     let certificates = Arc::new(certificates::of(&client, &args).await.context("no certificates")?);
@@ -103,13 +108,12 @@ async fn run_once(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let tls = certificates.server_config(&["h2"]).context("no TLS for sessions")?;
     let sessions = listen::accept::tls(sessions, Arc::new(tls), session::newcomers());
     let admitted = admission::spawn(&client, &args, webhook, certificates, &mut tasks, &stop);
-    let mut candidate = candidate(&client, &args);
     let (events, incoming) = mpsc::channel(EVENTS);
     let reviews = Arc::new(TokenReviews::new(client.clone(), args.audience.clone()));
     let reviewed = Sessions::new(reviews, events.clone(), candidate.leadership());
     let served = tokio::spawn(session::serve(reviewed, sessions, stop.clone()));
-    let (namespaces, writes_costs) = (args.watch_namespaces, args.pod_deletion_cost);
-    let turn = Turn { client, namespaces, writes_costs, events, incoming, authority, ready, lens, stop: stop.clone() };
+    let (namespaces, writes_costs, stops) = (args.watch_namespaces, args.pod_deletion_cost, stop.clone());
+    let turn = Turn { client, namespaces, writes_costs, events, incoming, authority, ready, lens, asks, stop: stops };
 
     let ended = tokio::select! {
         ended = turn.lead(&mut candidate) => ended,
@@ -153,6 +157,7 @@ struct Turn {
     authority: Arc<Certificates>,
     ready: Arc<AtomicBool>,
     lens: Lens,
+    asks: mpsc::Receiver<Ask>,
     stop: CancellationToken,
 }
 
@@ -176,8 +181,8 @@ impl Turn {
         let (certificates, requests) = peers::requests();
         tasks.spawn(peers::issue_all(self.authority, requests));
         let leads_until = candidate.leads_until();
-        let until = leads_until.clone();
-        let edges = Edges { writes, notes, certificates, ready: self.ready, lens: self.lens, leads_until };
+        let (until, ready, lens, asks) = (leads_until.clone(), self.ready, self.lens, self.asks);
+        let edges = Edges { writes, notes, certificates, ready, lens, asks, leads_until };
         let driven = tokio::spawn(driver::run(world, self.incoming, edges, self.stop.clone()));
         let ended = tokio::select! {
             ended = driven => ended.context("the deciding task failed"),

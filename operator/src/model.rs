@@ -122,6 +122,8 @@ pub struct ServerObject {
     pub deleting: bool,
     /// All its finalizers.
     pub finalizers: Vec<String>,
+    /// Annotation [`crds::MOVE_ANNOTATION`]: the pod that it is to be in.
+    pub wish: Option<String>,
     /// What agents are told.
     pub spec: DurableServerSpec,
     /// What was written last.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crds::{
     CORDON_ANNOTATION, DELETION_COST_ANNOTATION, DRAIN_ANNOTATION, DurableServer, DurableServerPool, Handoff,
-    POOL_LABEL, settings,
+    MOVE_ANNOTATION, POOL_LABEL, settings,
 };
 use handoff::{PodUid, ServerId, ServerUid};
 use k8s_openapi::{
@@ -16,12 +16,15 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{DELETION_COST, HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject},
+    model::{DELETION_COST, HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject, clip},
     world::POD_UID_LABEL,
 };
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+
+/// Longest name of an object.
+const MAX_NAME: usize = 253;
 
 /// Name and namespace.
 #[must_use]
@@ -55,6 +58,7 @@ pub fn pool(object: DurableServerPool) -> PoolObject {
 #[must_use]
 pub fn server(object: DurableServer) -> ServerObject {
     let meta = object.metadata;
+    let wish = annotation(&meta, MOVE_ANNOTATION).map(|pod| clip(pod, MAX_NAME).to_owned());
     ServerObject {
         id: ServerId {
             namespace: meta.namespace.unwrap_or_default(),
@@ -65,6 +69,7 @@ pub fn server(object: DurableServer) -> ServerObject {
         resource_version: meta.resource_version.unwrap_or_default(),
         deleting: meta.deletion_timestamp.is_some(),
         finalizers: meta.finalizers.unwrap_or_default(),
+        wish,
         spec: object.spec,
         status: object.status.unwrap_or_default(),
     }

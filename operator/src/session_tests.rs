@@ -47,7 +47,8 @@ impl Running {
         let (certificates, _) = mpsc::channel(1);
         let (_, leads_until) = watch::channel(Some(Instant::now() + Duration::from_hours(1)));
         let ready = Arc::new(AtomicBool::new(false));
-        let edges = Edges { writes, notes, certificates, ready, lens, leads_until };
+        let (_ask, asks) = mpsc::channel(1);
+        let edges = Edges { writes, notes, certificates, ready, lens, asks, leads_until };
         let world = World::new("cluster".into(), 1);
         let driven = tokio::spawn(driver::run(world, incoming, edges, stop.clone()));
         let leadership = watch::Sender::new(Leadership::Ours);

@@ -36,6 +36,10 @@ pub struct ServerFacts<'a> {
     pub silent: bool,
     /// Why no pod gets it.
     pub unplaced: Option<&'a Trouble>,
+    /// The pod that a person wants it in.
+    pub wish: Option<&'a str>,
+    /// Why it does not go there.
+    pub unmet: Option<&'a Problem>,
     /// Its last move.
     pub last_handoff: Option<LastHandoff>,
     /// What the status is now.
@@ -120,7 +124,18 @@ impl ServerFacts<'_> {
         } else if let Some(before) = find(&self.previous.conditions, condition::DURABLE) {
             conditions.push(before.clone());
         }
+        if let Some(wish) = self.wish {
+            conditions.push(set(condition::MOVED, self.moved(wish)));
+        }
         conditions
+    }
+
+    fn moved(&self, wish: &str) -> (&str, Reason, &str) {
+        match self.unmet {
+            _ if self.pod.is_some_and(|(name, ..)| name == wish) => ("True", Reason::InPlace, ""),
+            Some(why) => ("False", why.reason, why.message.as_str()),
+            None => ("False", Reason::OnItsWay, "it is handed to that pod in its turn"),
+        }
     }
 
     fn placed(&self, phase: Phase) -> (&str, Reason, &str) {

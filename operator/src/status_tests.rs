@@ -31,6 +31,8 @@ fn facts<'a>(ownership: &'a Ownership, previous: &'a DurableServerStatus) -> Ser
         held: None,
         silent: false,
         unplaced: None,
+        wish: None,
+        unmet: None,
         last_handoff: None,
         previous,
         now: wall(100),

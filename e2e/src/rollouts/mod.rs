@@ -1,7 +1,7 @@
 //! Every way in which servers go to other pods though nothing breaks, one after another under load, and what clients notice.
 
 mod colours;
-mod nodes;
+pub(crate) mod nodes;
 mod states;
 mod workloads;
 
@@ -234,7 +234,7 @@ fn fullest(rooms: &Rooms, of_all: bool) -> f64 {
 }
 
 /// Waits until no server is in such pods.
-async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
+pub(crate) async fn emptied(rooms: &Rooms, is_left: impl Fn(&str) -> bool) -> Result<()> {
     until("all servers have moved", LIMIT, async || {
         let left = rooms.view.servers().iter().filter(|server| is_left(&server.pod)).count();
         Ok((left == 0).then_some(()))

@@ -84,7 +84,7 @@ pub async fn cordoned(rooms: &Rooms) -> Result<()> {
     left
 }
 
-async fn cordon(rooms: &Rooms, node: &str, cordoned: bool) -> Result<()> {
+pub async fn cordon(rooms: &Rooms, node: &str, cordoned: bool) -> Result<()> {
     let api: Api<Node> = Api::all(rooms.cluster.client.clone());
     let patch = json!({ "spec": { "unschedulable": cordoned } });
     api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await?;

@@ -131,8 +131,10 @@ impl World {
         let avoid = &server.ownership.avoid;
         let home = server.ownership.home();
         let board = &places.board;
+        let wish = server.wish.as_ref().and_then(|wish| self.pod_named(&server.pool, wish));
         let chosen = board
-            .best(&need, |pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod))
+            .best(&need, |pod| Some(&pod.pod) == wish && pod.leaving.is_none() && !avoid.contains(&pod.pod))
+            .or_else(|| board.best(&need, |pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod)))
             .or_else(|| board.best(&need, |pod| !avoid.contains(&pod.pod)))
             .or_else(|| board.best(&need, |_| true));
         match chosen.map(|facts| facts.pod.clone()) {
@@ -228,7 +230,7 @@ fn ended_for_good(server: &Server, cluster: &Cluster) -> bool {
 
 /// Why no pod can take a server. The sentence does not change with every pod that comes or goes: it is written into the
 /// status of every server that waits.
-fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
+pub(super) fn no_pod(server: &Server, pods: &[PodFacts], need: &Need) -> Trouble {
     let cannot_load = pods.iter().any(|pod| pod.can_take(need) == Err(Ineligible::CannotLoad));
     let full = pods.iter().any(|pod| pod.can_take(need) == Err(Ineligible::Full));
     let pool = &server.pool.name;

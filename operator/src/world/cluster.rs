@@ -17,6 +17,8 @@ use crate::{
 const NO_LIMIT: u32 = 1_000_000;
 /// Label of a `StatefulSet`'s pods: their revision.
 const REVISION_LABEL: &str = "controller-revision-hash";
+/// Label of a `ReplicaSet`'s pods: the same.
+const TEMPLATE_LABEL: &str = "pod-template-hash";
 /// A `ReplicaSet` that lost replicas within so many seconds is being scaled down.
 const SHRINKING_SECONDS: u64 = 120;
 
@@ -203,6 +205,12 @@ impl Cluster {
         let pod = self.pods.get(uid).map(|entry| entry.pod.key.name.clone());
         pod.or_else(|| self.sessions.get(uid).map(|session| session.name.clone()))
     }
+}
+
+/// The revision of its workload that made a pod, as Kubernetes labels it.
+pub(super) fn revision(pod: &Pod) -> String {
+    let mut labels = [TEMPLATE_LABEL, REVISION_LABEL].iter();
+    labels.find_map(|label| pod.labels.get(*label)).cloned().unwrap_or_default()
 }
 
 /// Servers that a pod has, or is about to get.

@@ -118,6 +118,7 @@ impl World {
         }
         let pool = self.pool_mut(&server.pool);
         pool.servers.remove(uid);
+        pool.wishes.remove(uid);
         pool.ready.remove(uid);
         pool.parked.remove(uid);
         pool.status.remove(uid);

@@ -11,6 +11,7 @@ mod attend;
 mod bury;
 mod cluster;
 mod costs;
+mod foretell;
 mod index;
 mod look;
 mod moves;
@@ -18,6 +19,7 @@ mod objects;
 mod publish;
 mod report;
 mod sessions;
+mod wishes;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -39,6 +41,7 @@ use crate::{
     model::{Effect, Event, HandoffObject, Key, Kind, Now, PoolObject, SessionId},
     ownership::{Ownership, Trouble},
     plan::Standing,
+    status::Problem,
 };
 
 /// Of a server whose owner gave no sign at the start, nothing is changed for so long: agents may be connecting.
@@ -63,6 +66,10 @@ pub struct Server {
     pub deleting: bool,
     /// Its finalizers.
     pub finalizers: Vec<String>,
+    /// The pod that a person wants it in.
+    pub wish: Option<String>,
+    /// Why it does not go there.
+    pub unmet: Option<Problem>,
     /// The version at which a change of the finalizers was asked for.
     pub finalizers_at: String,
     /// What it is to be.
@@ -107,6 +114,8 @@ pub struct Pool {
     settings: Option<settings::Pool>,
     spec_json: String,
     servers: BTreeSet<ServerUid>,
+    /// Those of them that a person wants in a certain pod.
+    wishes: BTreeSet<ServerUid>,
     pods: BTreeSet<PodUid>,
     settled: bool,
     /// Servers to look at now.

@@ -46,6 +46,23 @@ struct Rest {
     tried: HashSet<PodUid>,
 }
 
+/// Why a server may not be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stays {
+    /// Itself.
+    #[error("spec.cordoned of the server is true: set it to false")]
+    Cordoned,
+    /// In the pool, for its type, or in itself.
+    #[error("handoff is off for the server: set handoffOnShutdown.enabled in the pool, for the type or in the server")]
+    HandoffOff,
+    /// Of its spec.
+    #[error("the server's spec is not accepted: see its condition Accepted")]
+    Refused,
+    /// It passes.
+    #[error("it is being started, moved or stopped, or its first record is not in the store yet: that passes")]
+    Busy,
+}
+
 /// Moves of one pool.
 #[derive(Clone, Debug, Default)]
 pub struct Moves {
@@ -68,6 +85,11 @@ impl Moves {
         if current { self.flights.remove(server) } else { None }
     }
 
+    /// Whether it did not move a short while ago.
+    pub(super) fn is_resting(&self, server: &ServerUid, now: Instant) -> bool {
+        self.rests.get(server).is_some_and(|rest| now < rest.until)
+    }
+
     /// Not again at once, and to another pod if there is one.
     fn rest(&mut self, server: &ServerUid, to: PodUid, now: Instant) {
         let rest = self.rests.entry(server.clone()).or_default();
@@ -86,36 +108,46 @@ impl World {
         }
         self.give_up_lost(key, now);
         let Some(pool) = self.pools.get(key) else { return };
-        let Some(settings) = pool.settings.as_ref().filter(|settings| !settings.paused) else { return };
+        let Some(settings) = pool.settings.clone() else { return };
         let stay = self.left(pool).next().is_none();
-        if stay && !settings.rebalance {
+        if stay && pool.wishes.is_empty() && !settings.rebalance {
             return;
         }
-        let candidates = self.cluster.candidates(&pool.pods, Some(settings));
-        let mut facts: Vec<PodFacts> = candidates.iter().map(|candidate| candidate.facts.clone()).collect();
-        if stay {
-            if is_calm(&candidates) {
-                self.even_out(key, facts, &candidates, now);
+        let candidates = self.cluster.candidates(&pool.pods, Some(&settings));
+        let mut board = self.board(key, facts(&candidates));
+        let wishes = self.wishes(key, &board, &candidates, now);
+        if settings.paused {
+            return;
+        }
+        if stay && wishes.is_empty() {
+            if settings.rebalance && is_calm(&candidates) {
+                self.even_out(key, &candidates, now);
             }
             return;
         }
+        let Some(pool) = self.pools.get(key) else { return };
         let most = usize::try_from(settings.drain.max_concurrency).unwrap_or(usize::MAX);
         let room = pool.moves.window.size(most).saturating_sub(pool.moves.flights.len());
         if room == 0 {
             return;
         }
         let share = moves::share(pool.servers.len(), self.wanted(key));
-        let left = facts.iter().filter(|pod| pod.leaving.is_some() && !pod.draining);
-        let residents = self.residents(key, left, now);
-        self.count_types(key, &mut facts);
-        for next in moves::next(&mut Board::new(facts), residents, share, room) {
+        let left = board.pods().iter().filter(|pod| pod.leaving.is_some()).map(|pod| &pod.pod);
+        let mut residents = self.residents(key, left, now);
+        let asked: HashSet<&ServerUid> = wishes.iter().map(|(resident, _)| &resident.server).collect();
+        residents.retain(|resident| !asked.contains(&resident.server));
+        let mut orders = moves::asked(&mut board, wishes, room);
+        let room = room - orders.len();
+        orders.extend(moves::next(&mut board, residents, share, room));
+        for next in orders {
             self.order_move(key, next, &candidates, now);
         }
     }
 
     /// The fullest pod gives some to emptier ones.
-    fn even_out(&mut self, key: &Key, mut facts: Vec<PodFacts>, candidates: &[Candidate], now: Instant) {
+    fn even_out(&mut self, key: &Key, candidates: &[Candidate], now: Instant) {
         let Some(pool) = self.pools.get(key) else { return };
+        let mut facts = facts(candidates);
         for pod in &mut facts {
             pod.load = pod.load.saturating_sub(self.going(pool, &pod.pod));
         }
@@ -123,11 +155,18 @@ impl World {
         let share = moves::share(pool.servers.len(), hosts.clone().count());
         let room = SLOW.saturating_sub(pool.moves.flights.len());
         let Some(fullest) = hosts.max_by_key(|pod| pod.load).filter(|pod| pod.load > share && room > 0) else { return };
-        let residents = self.residents(key, [fullest], now);
-        self.count_types(key, &mut facts);
-        for next in moves::even(&mut Board::new(facts), &residents, share, room) {
+        let mut residents = self.residents(key, [&fullest.pod], now);
+        // What a person sent somewhere stays there.
+        residents.retain(|resident| !pool.wishes.contains(&resident.server));
+        for next in moves::even(&mut self.board(key, facts), &residents, share, room) {
             self.order_move(key, next, candidates, now);
         }
+    }
+
+    /// A board of these pods, that knows what they have of each type.
+    pub(super) fn board(&self, key: &Key, mut facts: Vec<PodFacts>) -> Board {
+        self.count_types(key, &mut facts);
+        Board::new(facts)
     }
 
     /// Servers of a pod that are on their way out. They count where they go.
@@ -151,7 +190,7 @@ impl World {
     }
 
     /// How many pods of the newest revisions there will be.
-    fn wanted(&self, key: &Key) -> usize {
+    pub(super) fn wanted(&self, key: &Key) -> usize {
         let Some(pool) = self.pools.get(key) else { return 0 };
         let pods = || pool.pods.iter().filter_map(|uid| self.cluster.pods.get(uid)).map(|entry| &entry.pod);
         let newest = pods().filter(|pod| self.cluster.newest(pod));
@@ -163,35 +202,39 @@ impl World {
     }
 
     /// Servers in these pods, as far as they may move now.
-    fn residents<'a>(&self, key: &Key, pods: impl IntoIterator<Item = &'a PodFacts>, now: Instant) -> Vec<Resident> {
+    fn residents<'a>(&self, key: &Key, pods: impl IntoIterator<Item = &'a PodUid>, now: Instant) -> Vec<Resident> {
         let Some(pool) = self.pools.get(key) else { return Vec::new() };
-        let Some(spec) = pool.object.as_ref().map(|object| &object.spec) else { return Vec::new() };
-        let mut residents = Vec::new();
-        for pod in pods.into_iter().map(|facts| &facts.pod) {
-            let Some(session) = self.cluster.sessions.get(pod) else { continue };
-            for (uid, held) in &session.held {
-                let stays = held.phase() == Phase::Active && held.durable && !pool.moves.flights.contains_key(uid);
-                let rest = pool.moves.rests.get(uid);
-                let Some(server) = self.servers.get(uid).filter(|_| stays) else { continue };
-                let owned = server.ownership.standing == Standing::Held && server.ownership.owner.as_ref() == Some(pod);
-                if !owned || server.deleting || rest.is_some_and(|rest| now < rest.until) {
-                    continue;
-                }
-                let Ok(resolved) = settings::server(spec, &server.spec) else { continue };
-                if !resolved.handoff || resolved.cordoned {
-                    continue;
-                }
-                residents.push(Resident {
-                    server: uid.clone(),
-                    pod: pod.clone(),
-                    need: server.need(resolved.max_of_type_per_pod),
-                    priority: resolved.priority,
-                    tried: rest.map(|rest| rest.tried.clone()).unwrap_or_default(),
-                });
-            }
-        }
+        let held = |pod: &PodUid| self.cluster.sessions.get(pod).map(|session| session.held.keys());
+        let servers = pods.into_iter().filter_map(held).flatten();
+        let rested = servers.filter(|uid| !pool.moves.is_resting(uid, now));
+        let mut residents: Vec<Resident> = rested.filter_map(|uid| self.movable(uid).ok()).collect();
         residents.sort_unstable_by(|a, b| a.server.cmp(&b.server));
         residents
+    }
+
+    /// A server where it is, if it may be moved from there.
+    pub(super) fn movable(&self, uid: &ServerUid) -> Result<Resident, Stays> {
+        let server = self.servers.get(uid).ok_or(Stays::Busy)?;
+        let pool = self.pools.get(&server.pool).ok_or(Stays::Busy)?;
+        let spec = &pool.object.as_ref().ok_or(Stays::Busy)?.spec;
+        let resolved = settings::server(spec, &server.spec).map_err(|_| Stays::Refused)?;
+        let pod = server.ownership.owner.as_ref().filter(|_| server.ownership.standing == Standing::Held);
+        let pod = pod.ok_or(Stays::Busy)?;
+        let session = self.cluster.sessions.get(pod).ok_or(Stays::Busy)?;
+        let held = session.held.get(uid).ok_or(Stays::Busy)?;
+        match () {
+            () if resolved.cordoned => Err(Stays::Cordoned),
+            () if !resolved.handoff => Err(Stays::HandoffOff),
+            () if server.deleting || session.draining || pool.moves.flights.contains_key(uid) => Err(Stays::Busy),
+            () if held.phase() != Phase::Active || !held.durable => Err(Stays::Busy),
+            () => Ok(Resident {
+                server: uid.clone(),
+                pod: pod.clone(),
+                need: server.need(resolved.max_of_type_per_pod),
+                priority: resolved.priority,
+                tried: pool.moves.rests.get(uid).map(|rest| rest.tried.clone()).unwrap_or_default(),
+            }),
+        }
     }
 
     fn order_move(&mut self, key: &Key, next: moves::Move, candidates: &[Candidate], now: Instant) {
@@ -256,6 +299,11 @@ impl World {
             session.coming.remove(uid);
         }
     }
+}
+
+/// What placement knows of these pods.
+pub(super) fn facts(candidates: &[Candidate]) -> Vec<PodFacts> {
+    candidates.iter().map(|candidate| candidate.facts.clone()).collect()
 }
 
 /// Nothing comes or goes: every pod that lives can host, or will not, and all are of the newest revision.

@@ -80,9 +80,13 @@ impl World {
             server.finalizers = object.finalizers;
             server.spec = object.spec;
             server.spec_json = spec_json;
+            let wishes_otherwise = server.wish != object.wish;
             if changed {
                 self.judge(&uid);
                 self.mark(&uid, now);
+            }
+            if wishes_otherwise {
+                self.wish_for(&uid, object.wish, now);
             }
         } else {
             self.server_first_seen(object, &pool, spec_json, now);
@@ -104,6 +108,8 @@ impl World {
             deleting: object.deleting,
             finalizers: object.finalizers,
             finalizers_at: String::new(),
+            wish: None,
+            unmet: None,
             stopped: status.phase == Some(Phase::Stopped) && object.spec.permanent == Some(false),
             spec: object.spec,
             spec_json,
@@ -126,6 +132,9 @@ impl World {
         entry.changes.add(&id.name, now);
         self.judge(&uid);
         self.mark(&uid, now);
+        if object.wish.is_some() {
+            self.wish_for(&uid, object.wish, now);
+        }
         self.match_sessions(&uid, pool, now);
     }
 

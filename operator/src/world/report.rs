@@ -79,6 +79,8 @@ impl World {
             held: self.word_of_owner(uid),
             silent: ownership.standing == Standing::Unheard && entry.is_some_and(|e| silent(e.silent_since, now.mono)),
             unplaced: server.unplaced.as_ref(),
+            wish: server.wish.as_deref(),
+            unmet: server.unmet.as_ref(),
             last_handoff: server.last_handoff.clone(),
             previous: &server.status,
             now: now.wall,

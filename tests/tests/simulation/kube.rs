@@ -109,6 +109,7 @@ fn server(name: &str, status: &Value) -> ServerObject {
         resource_version: "1".into(),
         deleting: false,
         finalizers: vec![FINALIZER.into()],
+        wish: None,
         spec: serde_json::from_value(json!({ "pool": "rooms", "type": "room" })).expect("a server's spec"),
         status: serde_json::from_value(status.clone()).unwrap_or_default(),
     }

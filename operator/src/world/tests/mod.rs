@@ -3,6 +3,7 @@
 mod costs;
 mod crashing;
 mod deleting;
+mod foretell;
 mod leases;
 mod letting_in;
 mod look;
@@ -11,6 +12,7 @@ mod moves;
 mod noise;
 mod placing;
 mod telling;
+mod wishes;
 
 use std::collections::BTreeMap;
 
@@ -153,6 +155,7 @@ impl Story {
             resource_version: "1".into(),
             deleting: false,
             finalizers: vec![FINALIZER.into()],
+            wish: None,
             spec: serde_json::from_value(json!({ "pool": "rooms", "type": "room" })).unwrap(),
             status: serde_json::from_value(status).unwrap(),
         };

@@ -5,7 +5,7 @@ use wire::session::{Move, MoveEnded};
 use super::*;
 
 /// So many servers on pod 1, an empty pod 2, and this in the pool.
-fn story(servers: u64, pool: &Value) -> Story {
+pub(super) fn story(servers: u64, pool: &Value) -> Story {
     let mut story = Story::with_pods(&[1, 2]);
     set_pool(&mut story, pool);
     for n in 0..servers {
@@ -17,7 +17,7 @@ fn story(servers: u64, pool: &Value) -> Story {
     story
 }
 
-fn set_pool(story: &mut Story, more: &Value) {
+pub(super) fn set_pool(story: &mut Story, more: &Value) {
     let mut spec = json!({ "store": { "s3": { "bucket": "b-1" } }, "handoffOnShutdown": { "enabled": true } });
     for (field, value) in more.as_object().into_iter().flatten() {
         spec[field] = value.clone();
@@ -34,7 +34,7 @@ fn set_pool(story: &mut Story, more: &Value) {
 }
 
 /// Orders given since the last look: to which session, and what.
-fn moves(story: &mut Story) -> Vec<(u64, Move)> {
+pub(super) fn moves(story: &mut Story) -> Vec<(u64, Move)> {
     let of = |(session, bodies): (u64, Vec<to_agent::Body>)| {
         bodies.into_iter().filter_map(move |body| match body {
             to_agent::Body::Move(order) => Some((session, order)),
@@ -45,7 +45,7 @@ fn moves(story: &mut Story) -> Vec<(u64, Move)> {
 }
 
 /// The agents do as they were told.
-fn carry_out(story: &mut Story, to: u64, orders: &[(u64, Move)]) {
+pub(super) fn carry_out(story: &mut Story, to: u64, orders: &[(u64, Move)]) {
     for (session, order) in orders {
         let n = order.server.as_ref().unwrap().name[1..].parse().unwrap();
         story.says(to, from_agent::Body::Held(held(n, order.epoch + 1)));
@@ -63,7 +63,7 @@ fn ended(order: &Move, moved: bool) -> from_agent::Body {
     })
 }
 
-fn to(orders: &[(u64, Move)]) -> Vec<(u64, String)> {
+pub(super) fn to(orders: &[(u64, Move)]) -> Vec<(u64, String)> {
     orders.iter().map(|(session, order)| (*session, order.target.clone().unwrap().pod)).collect()
 }
 
