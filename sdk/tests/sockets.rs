@@ -1,4 +1,4 @@
-//! WebSockets and streamed answers, across the end of a server's time in a host.
+//! `WebSockets` and streamed answers, across the end of a server's time in a host.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
