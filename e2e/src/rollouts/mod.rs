@@ -25,8 +25,8 @@ const PODS: usize = 4;
 const WRITES: u32 = 200;
 /// While there are sockets and streams too.
 const MORE_WRITES: u32 = 500;
-/// Restarts in a row, while there are: as many as claimed, and for every landing.
-const RESTARTS: (u32, u32) = (10, 2);
+/// Restarts in a row, while there are.
+const RESTARTS: u32 = 10;
 const STATE: usize = 4096;
 /// So many servers are enough to see that something is wrong.
 const FEW: usize = 240;
@@ -136,10 +136,12 @@ fn ways() -> Vec<Way> {
 pub async fn run(size: Size, only: &str) -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
-    for way in ways().into_iter().filter(|way| way.name.contains(only)) {
+    // Sockets and streams at full load leave two cores nothing for the control plane: not for every landing.
+    let goes = |way: &Way| way.name.contains(only) && (size == Size::Whole || !way.sockets);
+    for way in ways().into_iter().filter(goes) {
         let row = way.go(&cluster, size).await.with_context(|| way.name.to_owned())?;
         println!("{}", line(&row));
-        limits.extend(way.limits(&row, size));
+        limits.extend(way.limits(&row));
         rows.push(row);
     }
     for absence in states::ALL.iter().filter(|absence| absence.name.contains(only)) {
@@ -174,7 +176,7 @@ impl Way {
         rooms.create(servers, STATE).await?;
         let clients = if self.sockets { Some(Clients::start(rooms.service().await?)?) } else { None };
         let sends = async {
-            for _ in 0..self.times(size) {
+            for _ in 0..self.times() {
                 (self.run)(&rooms).await?;
             }
             Ok(())
@@ -194,17 +196,13 @@ impl Way {
         Ok(row)
     }
 
-    fn times(&self, size: Size) -> u32 {
-        match size {
-            _ if !self.sockets => 1,
-            Size::Whole => RESTARTS.0,
-            Size::Few => RESTARTS.1,
-        }
+    fn times(&self) -> u32 {
+        if self.sockets { RESTARTS } else { 1 }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts of a test run are far below 2^53")]
-    fn limits(&self, row: &Row, size: Size) -> Vec<Limit> {
-        let (name, figures, times) = (self.name, &row.figures, self.times(size));
+    fn limits(&self, row: &Row) -> Vec<Limit> {
+        let (name, figures, times) = (self.name, &row.figures, self.times());
         let (hops, most) = (self.hops * f64::from(times), self.most as f64 * f64::from(times));
         let mut limits = report::nothing_lost(name, figures);
         limits.push(Limit::count(&format!("{name}: moves a server"), figures.hops_per_server, hops));
