@@ -46,7 +46,8 @@ fn a_pod_costs_what_it_has_and_is_not_written_often() {
     assert_eq!(costs(&mut story), ["3"]);
     story.event(Event::Pod(Box::new(Pod { replica_set: Some("set".into()), deletion_cost: 3, ..pod(1) })));
     for n in 0..2 {
-        story.says(1, gone(n, 3, How::Released));
+        story.says(2, from_agent::Body::Held(held(n, 4)));
+        story.says(1, gone(n, 3, How::HandedOff));
     }
     story.pass(2_000);
     assert_eq!(costs(&mut story), NOTHING, "not within five seconds");
