@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::cluster::{Cluster, Store};
 use crate::http;
 use crate::rollouts::emptied;
-use crate::rollouts::nodes::{annotate, cordon};
+use crate::rollouts::nodes::cordon;
 use crate::rooms::Rooms;
 use crate::view::{Pod, Server};
 use crate::wait::until;
@@ -101,10 +101,10 @@ async fn drained(rooms: &Rooms) -> Result<()> {
     let pod = fullest(rooms).await?;
     let told = Plan::ask(rooms, &format!("drain={}", pod.name)).await?;
     let before = places(rooms).await?;
-    annotate(rooms, &pod, json!({ "durableserver.io/drain": "true" })).await?;
+    rooms.annotate(&pod, json!({ "durableserver.io/drain": "true" })).await?;
     emptied(rooms, |held| held == pod.name).await?;
     let after = places(rooms).await?;
-    annotate(rooms, &pod, json!({ "durableserver.io/drain": null })).await?;
+    rooms.annotate(&pod, json!({ "durableserver.io/drain": null })).await?;
     compare("drain of a pod", &told.counts(), &moved(&before, &after))
 }
 

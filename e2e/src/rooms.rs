@@ -29,6 +29,8 @@ use crate::process::{self, Process};
 use crate::view::{Pod, Server, View};
 use crate::wait::until;
 
+/// The annotation by which a `ReplicaSet` chooses which of its pods end first.
+pub(crate) const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const DEPLOYMENT: &str = "rooms";
 const SECRET: &str = "store";
 const SERVERS_AT_ONCE: usize = 16;
@@ -187,12 +189,17 @@ impl Rooms {
 
     /// Makes the next rolling restart end these pods in this order.
     pub async fn order(&self, pods: &[Pod]) -> Result<()> {
-        let api: Api<PodObject> = Api::namespaced(self.cluster.client.clone(), &self.namespace);
         for (pod, cost) in pods.iter().zip(-1_000..) {
-            let cost = json!({ "controller.kubernetes.io/pod-deletion-cost": cost.to_string() });
-            let patch = Patch::Merge(json!({ "metadata": { "annotations": cost } }));
-            api.patch(&pod.name, &PatchParams::default(), &patch).await?;
+            self.annotate(pod, json!({ DELETION_COST: cost.to_string() })).await?;
         }
+        Ok(())
+    }
+
+    /// Merges this into a pod's annotations.
+    pub async fn annotate(&self, pod: &Pod, annotations: Value) -> Result<()> {
+        let api: Api<PodObject> = Api::namespaced(self.cluster.client.clone(), &self.namespace);
+        let patch = Patch::Merge(json!({ "metadata": { "annotations": annotations } }));
+        api.patch(&pod.name, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 

@@ -45,10 +45,11 @@ pub async fn run(here: &Namespace, pool: Option<String>) -> Result<()> {
     let (name, _) = here.pool(pool).await?;
     let mut watches = JoinSet::new();
     let labelled = watcher::Config::default().labels(&format!("{POOL_LABEL}={name}"));
-    let pools = follow::<DurableServerPool>(here, &format!("metadata.name={name}"), &mut watches);
-    let servers = follow::<DurableServer>(here, &format!("spec.pool={name}"), &mut watches);
-    let pods = follow_these::<Pod>(here, labelled.clone(), &mut watches);
-    let drains = follow_these::<Handoff>(here, labelled, &mut watches);
+    let with = |field: &str| watcher::Config::default().fields(&format!("{field}={name}"));
+    let pools = follow::<DurableServerPool>(here, with("metadata.name"), &mut watches);
+    let servers = follow::<DurableServer>(here, with("spec.pool"), &mut watches);
+    let pods = follow::<Pod>(here, labelled.clone(), &mut watches);
+    let drains = follow::<Handoff>(here, labelled, &mut watches);
     let all = async {
         tokio::try_join!(
             pools.wait_until_ready(),
@@ -104,20 +105,7 @@ where
     store.state().iter().map(|object| (**object).clone()).collect()
 }
 
-fn follow<K>(here: &Namespace, fields: &str, watches: &mut JoinSet<()>) -> Store<K>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    follow_these(here, watcher::Config::default().fields(fields), watches)
-}
-
-fn follow_these<K>(here: &Namespace, which: watcher::Config, watches: &mut JoinSet<()>) -> Store<K>
+fn follow<K>(here: &Namespace, which: watcher::Config, watches: &mut JoinSet<()>) -> Store<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
         + Clone

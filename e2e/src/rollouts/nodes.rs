@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Node, Pod as PodObject};
 use kube::api::{Api, EvictParams, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{BLUE, LIMIT, PODS, emptied};
 use crate::rooms::Rooms;
@@ -61,17 +61,9 @@ async fn drain(rooms: &Rooms, node: &str) -> Result<()> {
 pub async fn annotated(rooms: &Rooms) -> Result<()> {
     let pods = rooms.ready_pods(PODS).await?;
     let pod = pods.first().context("no pod")?;
-    annotate(rooms, pod, json!({ "durableserver.io/drain": "true" })).await?;
+    rooms.annotate(pod, json!({ "durableserver.io/drain": "true" })).await?;
     emptied(rooms, |held| held == pod.name).await?;
-    annotate(rooms, pod, json!({ "durableserver.io/drain": null })).await
-}
-
-/// Merges this into a pod's annotations.
-pub async fn annotate(rooms: &Rooms, pod: &Pod, annotations: Value) -> Result<()> {
-    let api: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
-    let patch = json!({ "metadata": { "annotations": annotations } });
-    api.patch(&pod.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(())
+    rooms.annotate(pod, json!({ "durableserver.io/drain": null })).await
 }
 
 pub async fn cordoned(rooms: &Rooms) -> Result<()> {

@@ -10,8 +10,8 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::{BLUE, LIMIT, PODS, emptied, fullest, nodes};
-use crate::rooms::Rooms;
+use super::{BLUE, LIMIT, PODS, emptied, fullest};
+use crate::rooms::{DELETION_COST, Rooms};
 use crate::view::Pod;
 use crate::wait::until;
 
@@ -20,7 +20,6 @@ const WINDOW_SECONDS: i32 = 8;
 const SET: &str = "rooms-set";
 /// What would move at once has moved by then.
 const A_WHILE: Duration = Duration::from_secs(5);
-const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 const OUR_COST: &str = "durableserver.io/deletion-cost";
 
 pub async fn restarted(rooms: &Rooms) -> Result<()> {
@@ -138,7 +137,7 @@ pub async fn scaled(rooms: &Rooms) -> Result<()> {
     // Neither gets what the other had.
     for annotation in ["durableserver.io/cordon", "durableserver.io/drain"] {
         for pod in &empty {
-            nodes::annotate(rooms, pod, json!({ annotation: "true" })).await?;
+            rooms.annotate(pod, json!({ annotation: "true" })).await?;
         }
     }
     emptied(rooms, |held| empty.iter().any(|pod| pod.name == held)).await?;
@@ -154,13 +153,13 @@ pub async fn scaled(rooms: &Rooms) -> Result<()> {
 async fn leave_costs_to_the_operator(rooms: &Rooms, pods: &[Pod]) -> Result<()> {
     let api: Api<PodObject> = Api::namespaced(rooms.cluster.client.clone(), &rooms.namespace);
     for pod in pods {
-        nodes::annotate(rooms, pod, json!({ COST: null })).await?;
+        rooms.annotate(pod, json!({ DELETION_COST: null })).await?;
     }
     until("full pods cost more than empty ones", LIMIT, async || {
         for pod in pods {
             let held = rooms.view.servers().iter().filter(|server| server.pod == pod.name).count();
             let annotations = api.get(&pod.name).await?.metadata.annotations.unwrap_or_default();
-            let (cost, ours) = (annotations.get(COST), annotations.get(OUR_COST));
+            let (cost, ours) = (annotations.get(DELETION_COST), annotations.get(OUR_COST));
             if held > 0 && (ours.is_none() || cost != ours) || held == 0 && cost.is_some_and(|cost| cost != "0") {
                 return Ok(None);
             }

@@ -108,11 +108,12 @@ impl World {
         }
         self.give_up_lost(key, now);
         let Some(pool) = self.pools.get(key) else { return };
-        let Some(settings) = pool.settings.clone() else { return };
+        let Some(settings) = &pool.settings else { return };
         let stay = self.left(pool).next().is_none();
         if stay && pool.wishes.is_empty() && !settings.rebalance {
             return;
         }
+        let settings = settings.clone();
         let candidates = self.cluster.candidates(&pool.pods, Some(&settings));
         let mut board = self.board(key, facts(&candidates));
         let wishes = self.wishes(key, &board, &candidates, now);
