@@ -20,6 +20,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
+use crate::process;
 use crate::view;
 use crate::wait::until;
 
@@ -254,6 +255,18 @@ impl Cluster {
         self.said("kubectl", arguments).await
     }
 
+    /// Runs `kubectl durable` in a namespace, as a plugin that is in the `PATH`: whether that went well, and all that it said.
+    pub async fn durable(&self, namespace: &str, arguments: &[&str]) -> Result<(bool, String)> {
+        let plugin = process::built("kubectl-durable")?;
+        let plugins = plugin.parent().context("the plugin is in no directory")?;
+        let path = env::join_paths(
+            [plugins.to_owned()].into_iter().chain(env::split_paths(&env::var_os("PATH").unwrap_or_default())),
+        )?;
+        let mut command = Command::new(tool("kubectl"));
+        command.env("PATH", path).env("KUBECONFIG", &self.kubeconfig).stdin(Stdio::null());
+        output(command.args(["durable", "--namespace", namespace]).args(arguments)).await
+    }
+
     /// Runs `helm` on it: whether that went well, and all that it said.
     pub async fn helm(&self, arguments: &[&str]) -> Result<(bool, String)> {
         self.said("helm", arguments).await
@@ -261,10 +274,7 @@ impl Cluster {
 
     async fn said(&self, program: &str, arguments: &[&str]) -> Result<(bool, String)> {
         let mut command = Command::new(tool(program));
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).stdin(Stdio::null());
-        let output = command.output().await.with_context(|| format!("{command:?}"))?;
-        let said = [output.stdout, output.stderr].concat();
-        Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+        output(command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).stdin(Stdio::null())).await
     }
 
     /// The pods of a namespace on this node; on all of them if it is empty.
@@ -360,6 +370,13 @@ fn script_path() -> PathBuf {
 
 async fn script(verb: &str, arguments: &[&str]) -> Result<String> {
     run(Command::new(script_path()).arg(verb).args(arguments)).await
+}
+
+/// Whether it went well, and all that it said.
+async fn output(command: &mut Command) -> Result<(bool, String)> {
+    let output = command.output().await.with_context(|| format!("{command:?}"))?;
+    let said = [output.stdout, output.stderr].concat();
+    Ok((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 /// Runs a program whose errors are for us to read and whose output is for the caller.

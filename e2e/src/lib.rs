@@ -21,6 +21,7 @@ pub mod ledger;
 pub mod live;
 pub mod load;
 pub mod metrics;
+pub mod plugin;
 pub mod process;
 pub mod processes;
 pub mod report;

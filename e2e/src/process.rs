@@ -1,7 +1,8 @@
 //! The processes of pods, as this machine sees them: only for a cluster whose nodes are this machine.
 
+use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -17,6 +18,13 @@ pub struct Process {
     pub pid: u32,
     /// What it runs, as in its own container.
     pub program: String,
+}
+
+/// A program that cargo has built beside this one.
+pub fn built(name: &str) -> Result<PathBuf> {
+    let here = env::current_exe()?;
+    let path = here.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
+    path.with_context(|| format!("there is no {name} beside {}: `make` builds it before it runs this", here.display()))
 }
 
 /// All processes of the pod with this uid, but for the one that holds its network open.

@@ -65,7 +65,11 @@ pub fn pods(seen: &Seen) -> String {
 pub fn head(seen: &Seen) -> String {
     let status = seen.pool.status.clone().unwrap_or_default();
     let placed: usize = loads(&seen.servers).values().map(|load| load.servers).sum();
-    let mut text = format!("pool {}: {} servers, {} running", seen.pool.name_any(), seen.servers.len(), status.running);
+    // From the servers themselves: the pool's own count is written some time later.
+    let phase = |server: &DurableServer| server.status.as_ref().and_then(|status| status.phase);
+    let running =
+        seen.servers.iter().filter(|one| matches!(phase(one), Some(Phase::Running | Phase::HandingOff))).count();
+    let mut text = format!("pool {}: {} servers, {running} running", seen.pool.name_any(), seen.servers.len());
     let nowhere = seen.servers.len() - placed;
     if nowhere > 0 {
         let _ = write!(text, ", {nowhere} without a pod");
@@ -147,7 +151,7 @@ pub mod tests {
     pub fn seen() -> Seen {
         let spec = json!({ "store": { "s3": { "bucket": "b" } }, "paused": true });
         let mut pool = DurableServerPool::new("rooms", serde_json::from_value(spec).unwrap());
-        pool.status = serde_json::from_value(json!({ "running": 3, "leaving": 2 })).unwrap();
+        pool.status = serde_json::from_value(json!({ "running": 2, "leaving": 2 })).unwrap();
         let pods = vec![
             pod("rooms-1", &json!({ "annotations": { DRAIN_ANNOTATION: "true" } }), "True"),
             pod("rooms-2", &json!({}), "True"),

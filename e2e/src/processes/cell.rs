@@ -25,6 +25,7 @@ use crate::gate::Gate;
 use crate::http::Pool;
 use crate::ledger::Ledger;
 use crate::load::{Load, Plan};
+use crate::process::built;
 use crate::rooms::room;
 use crate::wait::until;
 
@@ -279,7 +280,7 @@ fn operator(
         ("DURABLE_FAILPOINT", failpoint(dir, Role::Operator).display().to_string()),
     ];
     Ok(Spec {
-        program: program("durable-operator")?,
+        program: built("durable-operator")?,
         arguments: arguments.concat(),
         env: env.map(|(name, value)| (name.to_owned(), value)).into(),
         log: dir.join(format!("operator-{replica}.log")),
@@ -290,13 +291,6 @@ fn operator(
 fn address(case: u8, process: u8) -> IpAddr {
     let run = u8::try_from(1 + std::process::id() % 250).unwrap_or(1);
     Ipv4Addr::new(127, run, case, process).into()
-}
-
-/// What cargo has built beside this.
-fn program(name: &str) -> Result<PathBuf> {
-    let here = std::env::current_exe()?;
-    let path = here.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
-    path.with_context(|| format!("there is no {name} beside {}; `make processes` builds it", here.display()))
 }
 
 struct Make<'a> {
@@ -339,7 +333,7 @@ impl Make<'_> {
             }
         });
         let made = made.await.with_context(|| format!("{last:?}"))?;
-        let programs = Programs { agent: program("durable-agent")?, host: program("rooms")? };
+        let programs = Programs { agent: built("durable-agent")?, host: built("rooms")? };
         let more = [("DURABLE_FAILPOINT".to_owned(), failpoint(self.dir, role).display().to_string())];
         let (address, dir) = (address(self.number, n + 1), self.dir.join(&name));
         Kubelet::run(&self.ground.client, made, address, dir, &programs, &more).await
