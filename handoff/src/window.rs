@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// A gap up to this long is short.
-pub const SHORT_GAP: Duration = Duration::from_millis(15);
+/// A gap up to this long is short. A drain grows until one gap in some ten is longer, so this sets how long the longest are.
+pub const SHORT_GAP: Duration = Duration::from_millis(8);
 
 /// Handoffs under way however long the gaps are: on a machine that is busy with something else, waiting does not help.
 pub const FLOOR: usize = 4;

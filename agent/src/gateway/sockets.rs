@@ -32,6 +32,10 @@ const STALLED: Duration = Duration::from_secs(30);
 /// here at once, again and again.
 const STAY: Duration = Duration::from_secs(1);
 
+/// Clients that are asked to connect again because the gateway leaves are asked over so long, each at a time of its own: those
+/// that all come in one moment wait for each other.
+const SPREAD: Duration = Duration::from_secs(1);
+
 /// How long a socket that is to end may take for it: to reach the end of a frame, and to hear the client's farewell.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -102,6 +106,7 @@ impl Inner {
                 }
                 // The sender is ours.
                 let _ = leaving.wait_for(|leaving| *leaving).await;
+                time::sleep(SPREAD.mul_f64(rand::random())).await;
             }
             Stays::Here { name, uid, epoch } => loop {
                 let found = self.routes.find(name);
