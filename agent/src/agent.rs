@@ -195,6 +195,8 @@ pub struct Agent {
     pub receiving: crate::receive::Receiving,
     /// Assignments under way.
     pub starting: crate::start::Starting,
+    /// What goes on from before this agent was restarted, and waits for its spec.
+    pub adopting: crate::adopt::Adopting,
     /// Agents that are known to be over.
     pub silent: crate::start::Silent,
     /// The session.
@@ -219,6 +221,8 @@ pub struct Agent {
     pub starts: Arc<Semaphore>,
     /// Turns to sync.
     pub syncs: Arc<Semaphore>,
+    /// Of this run. Those of an earlier one are below it.
+    pub first_attempt: u64,
     attempts: AtomicU64,
     instance: AtomicU64,
 }
@@ -236,6 +240,8 @@ impl Agent {
     ) -> Arc<Self> {
         let lease = Keeper::new(PodUid(config.pod_uid.clone()), boot_time, host.gate());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Attempts of a later run of this agent must be higher than those of an earlier one.
+        let first_attempt = crate::servers::unix_ms(std::time::SystemTime::now()) << 16;
         Arc::new(Self {
             config,
             clock: Clock::start(),
@@ -255,6 +261,7 @@ impl Agent {
             servers: Servers::default(),
             receiving: crate::receive::Receiving::default(),
             starting: crate::start::Starting::default(),
+            adopting: crate::adopt::Adopting::default(),
             silent: crate::start::Silent::default(),
             operator: Operator::default(),
             plan: watch::Sender::new(None),
@@ -267,8 +274,8 @@ impl Agent {
             freezes: Arc::new(Semaphore::new((cores / 2).max(1))),
             starts: Arc::new(Semaphore::new(STARTS_AT_ONCE)),
             syncs: Arc::new(Semaphore::new(SYNCS_AT_ONCE)),
-            // Attempts of a later run of this agent must be higher than those of an earlier one.
-            attempts: AtomicU64::new(crate::servers::unix_ms(std::time::SystemTime::now()) << 16),
+            first_attempt,
+            attempts: AtomicU64::new(first_attempt),
             instance: AtomicU64::new(0),
         })
     }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use wire::session::{self, assign_failed::Why, from_agent};
 
 use crate::{
+    adopt,
     agent::{APPEND, Agent, Pool},
     servers::server_id,
     start::{Failed, Grounds, TRIES, read_failed, refused, report, supersedes},
@@ -26,7 +27,7 @@ pub fn ordered(agent: &Arc<Agent>, order: session::Bury) {
         agent.operator.tell(from_agent::Body::Held(server.report()));
         return;
     }
-    if !agent.starting.begin(&id.uid) {
+    if adopt::assigned(agent, &id, &assign) || !agent.starting.begin(&id.uid) {
         return;
     }
     let agent = agent.clone();

@@ -13,8 +13,10 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
+pub use handoff::adopt::Phase as ListedPhase;
 use handoff::{
     Epoch, Generation, Instant, ServerId, ServerUid,
+    adopt::Told,
     source::{Final, Mark, State},
 };
 use http_body_util::{BodyExt, Full};
@@ -136,20 +138,26 @@ impl Describe {
     /// Whether it stops serving by itself when its lease is over.
     #[must_use]
     pub fn knows_leases(&self) -> bool {
-        self.features.iter().any(|feature| feature == "lease")
+        self.has("lease")
+    }
+
+    /// Whether its servers may go on when its agent was restarted: it says what it was told of leases, and takes no late
+    /// call of the agent before.
+    #[must_use]
+    pub fn can_be_adopted(&self) -> bool {
+        self.knows_leases() && self.has("adopt")
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.features.iter().any(|feature| feature == name)
     }
 }
 
-/// What a server does in the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ListedPhase {
-    /// Loaded, serves nothing yet.
-    Standby,
-    /// Serves.
-    Active,
-    /// Serves nothing any more.
-    Frozen,
+#[derive(Deserialize)]
+struct KnownLease {
+    generation: Generation,
+    /// Milliseconds of the boot clock.
+    deadline: u64,
 }
 
 /// A server that the host has.
@@ -164,10 +172,22 @@ pub struct Listed {
     pub kind: String,
     /// Ownership term.
     pub epoch: Epoch,
+    /// Of the lease under which it was started; `None`: the host does not say.
+    #[serde(default)]
+    pub generation: Option<Generation>,
     /// What it does.
     pub phase: ListedPhase,
     /// Count of changes.
     pub revision: u64,
+}
+
+impl Listed {
+    /// Its name and uid.
+    #[must_use]
+    pub fn id(&self) -> ServerId {
+        let (namespace, name) = self.server.split_once('/').unwrap_or_default();
+        ServerId { namespace: namespace.into(), name: name.into(), uid: self.uid.clone() }
+    }
 }
 
 /// How a server is started.
@@ -257,12 +277,20 @@ impl HostClient {
         self.json("/.durable/v1/servers", within).await
     }
 
-    /// Tells it until when it may serve what this generation starts: a time of the boot clock.
-    pub async fn lease(&self, generation: Generation, deadline: Instant, within: Duration) -> Result<(), HostError> {
+    /// Tells it until when it may serve what this generation starts: a time of the boot clock. Calls with an attempt below
+    /// `first` are of an earlier agent, and do nothing from then on.
+    pub async fn lease(&self, lease: Told, first: u64, within: Duration) -> Result<(), HostError> {
         let request = Request::post("/.durable/v1/lease")
-            .header(header::GENERATION, generation.0)
-            .header(header::DEADLINE, deadline.0.as_millis().to_string());
+            .header(header::GENERATION, lease.generation.0)
+            .header(header::DEADLINE, lease.deadline.0.as_millis().to_string())
+            .header(header::ATTEMPT, first);
         self.expect_ok(request, Bytes::new(), within).await.map(drop)
+    }
+
+    /// The lease that it was told of last; 404 if it was told of none.
+    pub async fn told(&self, within: Duration) -> Result<Told, HostError> {
+        let KnownLease { generation, deadline } = self.json("/.durable/v1/lease", within).await?;
+        Ok(Told { generation, deadline: Instant(Duration::from_millis(deadline)) })
     }
 
     /// Starts a server.

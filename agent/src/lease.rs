@@ -8,6 +8,7 @@ use std::{
 
 use handoff::{
     Generation, Instant, PodUid,
+    adopt::Told,
     lease::{Heartbeat, Lease, Standing},
     log::Writer,
 };
@@ -19,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    adopt,
     agent::{APPEND, Agent},
     gate::Gate,
     host::HostError,
@@ -114,6 +116,36 @@ impl Keeper {
         self.change(|lease, _| lease.set_duration(duration));
     }
 
+    /// Goes on with the generation of an earlier run of this agent. No run sends a heartbeat each microsecond: numbered from
+    /// the boot clock on, these are above all that were sent before.
+    pub(crate) fn resume(&self, told: Told) {
+        self.change(|lease, now| {
+            let counter = u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX);
+            lease.resume(Heartbeat { generation: told.generation, counter }, told.deadline, now);
+        });
+    }
+
+    /// Begins a generation later than this one, unless the present one is.
+    pub(crate) fn begin_after(&self, generation: Generation) {
+        self.change(|lease, _| {
+            if lease.generation() <= generation {
+                lease.begin(begun_now().max(Generation(generation.0.saturating_add(1))));
+            }
+        });
+    }
+
+    /// How long what was answered counts.
+    #[must_use]
+    pub fn counts(&self) -> Duration {
+        self.change(|lease, _| lease.counts())
+    }
+
+    /// Until when the host may have been told that it may serve.
+    fn lent(&self) -> Option<Told> {
+        let View { generation, deadline, .. } = *self.view.borrow();
+        deadline.map(|deadline| Told { generation, deadline })
+    }
+
     /// Whether what this generation began may go on, by a look at the clock now.
     #[must_use]
     pub fn holds(&self, generation: Generation) -> bool {
@@ -173,10 +205,6 @@ impl Keeper {
                 lease.end();
             }
         });
-    }
-
-    fn begin(&self) {
-        self.change(|lease, _| lease.begin(begun_now()));
     }
 
     fn wants_store(&self) -> bool {
@@ -243,16 +271,22 @@ async fn beat_in_store(agent: &Arc<Agent>, generation: Generation) -> Duration {
 
 /// The time is over: nothing that was begun may be served or finished, and a new generation begins with nothing.
 async fn fence(agent: &Arc<Agent>) {
-    let servers = agent.servers.take_all();
-    tracing::error!(servers = servers.len(), "neither the operator nor the store answered a heartbeat: all is stopped");
-    for server in &servers {
-        agent.routes.hold(&server.id);
+    let lent = agent.lease.lent();
+    let held = agent.servers.take_all();
+    let ids: Vec<_> = held.iter().map(|server| server.id.clone()).chain(adopt::fence(agent)).collect();
+    tracing::error!(servers = ids.len(), "neither the operator nor the store answered a heartbeat: all is stopped");
+    for id in &ids {
+        agent.routes.hold(id);
     }
     let leftovers = recover::freeze_leftovers(agent).await;
-    for server in &servers {
-        agent.routes.release_local(&server.id);
+    for id in &ids {
+        agent.routes.release_local(id);
     }
-    agent.lease.begin();
+    let over = match lent {
+        Some(lent) => adopt::end(agent, lent).await,
+        None => agent.lease.writer().generation,
+    };
+    agent.lease.begin_after(over);
     tokio::spawn(recover::release_leftovers(agent.clone(), leftovers));
 }
 
@@ -265,7 +299,7 @@ pub async fn tell_host(agent: Arc<Agent>) {
         let host = described.borrow_and_update().as_ref().map(|host| (host.instance, host.knows_leases()));
         let told = match (host, now.deadline) {
             (Some((instance, true)), Some(deadline)) if now.standing == Standing::Alive => {
-                tell(&agent, instance, now.generation, deadline).await
+                tell(&agent, instance, Told { generation: now.generation, deadline }).await
             }
             (Some((instance, false)), _) => Some((instance, now.generation)),
             _ => agent.lease.told.borrow().filter(|(instance, _)| host.is_some_and(|host| host.0 == *instance)),
@@ -280,13 +314,9 @@ pub async fn tell_host(agent: Arc<Agent>) {
     }
 }
 
-async fn tell(
-    agent: &Arc<Agent>,
-    instance: u64,
-    generation: Generation,
-    deadline: Instant,
-) -> Option<(u64, Generation)> {
-    match agent.host.lease(generation, deadline, TELL.0).await {
+async fn tell(agent: &Arc<Agent>, instance: u64, lease: Told) -> Option<(u64, Generation)> {
+    let generation = lease.generation;
+    match agent.host.lease(lease, agent.first_attempt, TELL.0).await {
         Ok(()) => Some((instance, generation)),
         Err(HostError::Refused { status: StatusCode::CONFLICT, message }) => {
             // It slept through its deadline, or through more: it has ended what it had, and so must its agent.

@@ -16,6 +16,7 @@
 //!  agent                                                 what all of them share
 //! ```
 
+pub mod adopt;
 pub mod agent;
 pub mod bury;
 pub mod check_host;

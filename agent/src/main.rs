@@ -10,6 +10,7 @@ use std::{
 };
 
 use agent::{
+    adopt,
     agent::Agent,
     check_host, cleanup,
     config::{Config, GRACE_MARGIN},
@@ -168,14 +169,14 @@ fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// The first inventory must be true. No host has servers before any agent ran, so a first run says at once what is wrong
-/// with its host; a later one waits until the host has answered and what it still had was seen to.
+/// with its host; a later one waits until the host has answered and what it still has was seen to.
 async fn begin(agent: Arc<Agent>, is_first_run: bool) {
     if !is_first_run {
         let mut described = agent.described.subscribe();
         if described.wait_for(Option::is_some).await.is_err() {
             return;
         }
-        let leftovers = recover::freeze_leftovers(&agent).await;
+        let leftovers = adopt::take_up(&agent).await;
         tokio::spawn(recover::release_leftovers(agent.clone(), leftovers));
     }
     session::run(agent).await;

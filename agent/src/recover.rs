@@ -5,8 +5,8 @@ use std::{io::ErrorKind, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use handoff::{
-    Sequence, ServerId,
-    log::{Authority, Header, Kind},
+    Sequence, adopt,
+    log::{Authority, Header},
     source::Final,
 };
 use store::{AppendError, Body, Draft, Log, ReadError};
@@ -108,15 +108,25 @@ pub struct Leftover {
     last: Result<Final<Bytes>, HostError>,
 }
 
-/// Before the first session: nothing that this agent does not hold may serve, so that its inventory is true.
+/// At the end of a lease: nothing that this agent does not hold may serve, so that its inventory is true.
 pub async fn freeze_leftovers(agent: &Arc<Agent>) -> Vec<Leftover> {
-    let listed = loop {
+    let listed = list(agent).await;
+    freeze(agent, listed).await
+}
+
+/// All that the host has, once it says so.
+pub(crate) async fn list(agent: &Arc<Agent>) -> Vec<Listed> {
+    loop {
         match agent.host.list(HOST_CALL).await {
-            Ok(listed) => break listed,
+            Ok(listed) => return listed,
             Err(error) => tracing::error!(%error, "the host does not list its servers"),
         }
         time::sleep(LOOK).await;
-    };
+    }
+}
+
+/// Ends these.
+pub(crate) async fn freeze(agent: &Arc<Agent>, listed: Vec<Listed>) -> Vec<Leftover> {
     let freeze = |server: Listed| async move {
         let attempt = agent.next_attempt();
         let last = agent.host.freeze(&server.uid, server.epoch, attempt, None, HOST_CALL).await;
@@ -175,10 +185,8 @@ async fn write(agent: &Arc<Agent>, Leftover { server: listed, last }: &Leftover)
     if listed.phase == ListedPhase::Standby {
         return Ok(());
     }
-    let (namespace, name) = listed.server.split_once('/').unwrap_or_default();
-    let id = ServerId { namespace: namespace.into(), name: name.into(), uid: listed.uid.clone() };
     let pool = agent.pool().map_err(anyhow::Error::msg)?;
-    let log = agent.open_log(&pool, &id)?;
+    let log = agent.open_log(&pool, &listed.id())?;
     let newest = log.read_newest(Sequence::NONE).await?.map(|newest| newest.header);
     let Some(newest) = newest.filter(|newest| newest.epoch == listed.epoch) else {
         anyhow::bail!("the log is of another epoch");
@@ -187,8 +195,6 @@ async fn write(agent: &Arc<Agent>, Leftover { server: listed, last }: &Leftover)
     append_last(agent, &log, listed, &newest, last.clone()).await
 }
 
-/// A frozen server whose newest record is our own Grant may have been sent: the Grant is repeated with the state, and
-/// its target asked. Any other is released.
 async fn append_last(
     agent: &Arc<Agent>,
     log: &Log,
@@ -197,12 +203,11 @@ async fn append_last(
     last: Final<Bytes>,
 ) -> anyhow::Result<()> {
     let granted = newest.grantee().map(|grantee| grantee.handoff);
-    let sent = listed.phase == ListedPhase::Frozen && granted.is_some();
     let body = match last {
         Final::State(state) => Body::State(store::State { version: state.version, body: state.body }),
         Final::Unchanged(_) => Body::At { sequence: newest.state_at, version: newest.state_version },
     };
-    let kind = if sent { newest.kind.clone() } else { Kind::Release };
+    let kind = adopt::last(newest, listed.phase);
     let draft = Draft { epoch: listed.epoch, kind, writer: agent.lease.writer(), body };
     let authority = Authority::Owner { epoch: listed.epoch, granted };
     log.append(&authority, draft, newest.sequence, Instant::now() + APPEND).await?;

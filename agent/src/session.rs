@@ -126,7 +126,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn hello(agent: &Arc<Agent>) -> session::Hello {
-    let beat = agent.lease.beat();
+    let (beat, counts) = (agent.lease.beat(), millis(agent.lease.counts()));
     // Before the inventory: one that is started in between is in both, and never in neither.
     let starting = agent.starting.all().into_iter().map(|uid| uid.0).collect();
     session::Hello {
@@ -139,7 +139,8 @@ fn hello(agent: &Arc<Agent>) -> session::Hello {
         draining: agent.draining.is_draining(),
         inventory: agent.servers.all().iter().map(|server| server.report()).collect::<Vec<_>>(),
         heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
-        lease_ms: agent.pool.borrow().as_ref().and(beat).map_or(0, |(_, lease)| millis(lease)),
+        // One that goes on from an earlier run may have been told of a longer lease than the pool has now.
+        lease_ms: agent.pool.borrow().as_ref().and(beat).map_or(0, |(_, lease)| millis(lease)).max(counts),
     }
 }
 

@@ -19,6 +19,7 @@ use tokio::time;
 use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 
 use crate::{
+    adopt,
     agent::{APPEND, Agent, HOST_CALL, Pool},
     host::{Mode, StartCall},
     inherit,
@@ -92,7 +93,7 @@ pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
         agent.operator.tell(from_agent::Body::Held(server.report()));
         return;
     }
-    if !agent.starting.begin(&id.uid) {
+    if adopt::assigned(agent, &id, &assign) || !agent.starting.begin(&id.uid) {
         return;
     }
     let agent = agent.clone();

@@ -68,7 +68,8 @@ pub async fn run(agent: Arc<Agent>) {
 
 /// Makes sure that the state as of this call is in the store.
 pub async fn sync_now(agent: &Arc<Agent>, uid: &ServerUid) -> Result<u64, SyncError> {
-    let server = agent.servers.get(uid).ok_or_else(|| SyncError::NotHere(uid.clone()))?;
+    let not_held = || if agent.starting.has(uid) { SyncError::NotActive } else { SyncError::NotHere(uid.clone()) };
+    let server = agent.servers.get(uid).ok_or_else(not_held)?;
     match sync(agent, &server).await {
         // The state of this call went into a handoff, durably, while it waited for its turn.
         Err(SyncError::NotActive) if server.held().handed_off => Ok(server.held().sequence.0),

@@ -74,7 +74,7 @@ async fn the_python_example_keeps_the_contract() {
     let (printed, passed) = check(&options(python.dir.path())).await;
     assert!(passed, "{printed}");
     assert!(printed.contains("pass  a large state in: 67108864 bytes"), "{printed}");
-    assert_eq!(printed.lines().count(), 23, "{printed}");
+    assert_eq!(printed.lines().count(), 24, "{printed}");
 }
 
 /// The same as the example.
@@ -385,6 +385,24 @@ const BROKEN: &[(&str, &str, &str, [&str; 3])] = &[
         "if self.phase and self.generation < generation:",
         "if False:",
         ["leases", "409", "With a `lease` of a later"],
+    ),
+    (
+        "what it was told of leases is not known",
+        "\"generation\": LEASE[0]",
+        "\"generation\": 7",
+        ["adoption", "generation 7", "A host with `adopt` among"],
+    ),
+    (
+        "under which lease a server was started is not known",
+        "self.epoch, self.generation, self.phase",
+        "self.epoch, 7, self.phase",
+        ["adoption", "Generation(7)", "A host with `adopt` among"],
+    ),
+    (
+        "an earlier agent's calls are done",
+        "if LEASE and call[1] < LEASE[2]:",
+        "if False:",
+        ["adoption", "", "A `start`, `freeze`, `thaw`, `activate` or `stop` whose attempt is"],
     ),
     (
         "what is no call reaches a server",

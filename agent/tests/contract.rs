@@ -12,6 +12,7 @@ use agent::host::{HostClient, HostError, Mode, StartCall};
 use bytes::Bytes;
 use handoff::{
     Epoch, Generation, Instant, ServerId, ServerUid,
+    adopt::Told,
     source::{Final, Mark, State},
 };
 use serde_yaml::Value;
@@ -158,7 +159,11 @@ async fn call(client: &HostClient, name: &str, variant: usize) -> Result<(), Hos
     match name {
         "describe" => client.describe(WITHIN).await.map(drop),
         "list" => client.list(WITHIN).await.map(drop),
-        "lease" => client.lease(Generation(3), Instant(Duration::from_secs(9)), WITHIN).await,
+        "lease" => {
+            let lease = Told { generation: Generation(3), deadline: Instant(Duration::from_secs(9)) };
+            client.lease(lease, 5, WITHIN).await
+        }
+        "told" => client.told(WITHIN).await.map(drop),
         "start" => client.start(&start, WITHIN).await.map(drop),
         "snapshot" => client.snapshot(&uid, Epoch(4), more.then_some(mark), WITHIN).await.map(drop),
         "freeze" => client.freeze(&uid, Epoch(4), 6, more.then_some(mark), WITHIN).await.map(drop),
@@ -174,6 +179,7 @@ fn answer(name: &str, status: &str, headers: &BTreeSet<String>, has_body: bool) 
     let body = match (name, status) {
         _ if !has_body => "",
         ("describe", "200") => r#"{"contract": 1, "instance": 7, "types": []}"#,
+        ("told", "200") => r#"{"generation": 3, "deadline": 9000}"#,
         (_, "200") => std::str::from_utf8(STATE).unwrap(),
         _ => "a sentence",
     };

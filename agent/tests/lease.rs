@@ -7,50 +7,29 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use agent::{
-    agent::{Agent, Pool},
-    config::Config,
+    agent::Agent,
     host::{HostClient, HostError, ListedPhase, Mode, StartCall},
     lease, recover,
     release::release,
     start,
 };
 use bytes::Bytes;
-use clap::Parser;
-use durable_sdk::{Context, DurableServer, Host, LoadError, ServerName, State};
+use durable_sdk::Host;
 use handoff::{
-    Epoch, Generation, PodUid, Sequence, ServerId, ServerUid,
+    Epoch, Generation, PodUid, Sequence,
+    adopt::Told,
     log::{Authority, Kind, Writer},
 };
 use http_body_util::Full;
-use hyper::{Request, Response};
+use hyper::Request;
 use store::{
     Body, Draft, Heartbeats, Log, Memory, StoreError,
     memory::{Fault, Operation},
 };
+use support::notes::{self, Note, server};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, time};
 use wire::session::{self, FromAgent, assign_failed::Why, from_agent};
-
-/// A server whose state is what was posted to it last.
-struct Note(Bytes);
-
-impl DurableServer for Note {
-    const TYPE: &str = "note";
-    const STATE_VERSION: u32 = 1;
-
-    fn load(_: &ServerName, _: Option<serde_json::Value>, state: Option<State>) -> Result<Self, LoadError> {
-        Ok(Self(state.map_or_else(Bytes::new, |state| state.body)))
-    }
-
-    async fn handle(&mut self, request: Request<Bytes>, _: &mut Context) -> Response<Bytes> {
-        self.0 = request.into_body();
-        Response::new(self.0.clone())
-    }
-
-    fn snapshot(&self) -> Bytes {
-        self.0.clone()
-    }
-}
 
 struct Scene {
     agent: Arc<Agent>,
@@ -71,31 +50,9 @@ impl Scene {
 
     /// The same, beside the host that has its socket there.
     async fn beside(dir: TempDir, lease: Duration) -> Self {
-        let path = dir.path().to_str().unwrap();
-        let config = Config::parse_from([
-            "durable-agent",
-            "--pod",
-            "notes-1",
-            "--namespace",
-            "ns",
-            "--pod-uid",
-            "pod-b",
-            "--pod-ip",
-            "127.0.0.1",
-            "--pool",
-            "notes",
-            "--operator",
-            "http://127.0.0.1:1",
-            "--dir",
-            path,
-        ]);
-        let agent = support::agent(config);
+        let agent = notes::agent(dir.path());
         let store = Arc::new(Memory::default());
-        let spec: crds::DurableServerPoolSpec =
-            serde_json::from_value(serde_json::json!({ "store": { "s3": { "bucket": "b-1" } } })).unwrap();
-        let settings = Arc::new(crds::settings::pool(&spec).unwrap());
-        let objects: Arc<dyn store::Objects> = store.clone();
-        agent.pool.send_replace(Some(Pool { spec: Arc::new(spec), settings, store: objects.into() }));
+        agent.pool.send_replace(Some(notes::pool(&store)));
         agent.lease.set_duration(lease);
         let told = agent.operator.open(|| from_agent::Body::Status(session::Status::default()));
         tokio::spawn(lease::keep(agent.clone()));
@@ -165,10 +122,6 @@ impl Scene {
             time::sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-fn server() -> ServerId {
-    ServerId { namespace: "ns".into(), name: "a".into(), uid: ServerUid("u-1".into()) }
 }
 
 fn beat(counter: u64) -> session::Heartbeat {
@@ -288,7 +241,10 @@ async fn a_host_that_slept_past_its_deadline_serves_nothing() {
     while host.describe(PATIENCE).await.is_err() {
         time::sleep(Duration::from_millis(20)).await;
     }
-    let lease = |ms| host.lease(Generation(5), lease::boot_time() + Duration::from_millis(ms), PATIENCE);
+    let lease = |ms| {
+        let deadline = lease::boot_time() + Duration::from_millis(ms);
+        host.lease(Told { generation: Generation(5), deadline }, 0, PATIENCE)
+    };
     lease(1_000).await.unwrap();
     let id = server();
     let call = StartCall {

@@ -18,8 +18,9 @@ class Refused(Exception):
     """A status and a sentence."""
 
 
-LEASE = None  # generation and deadline, once the agent spoke of one: an older agent does not
+LEASE = None  # generation, deadline and the agent's first attempt, once it spoke of one: an older agent does not
 LEASING = threading.Lock()
+PASSING = threading.Lock()  # held by each call while it does what it was asked to
 
 
 def boot_ms():
@@ -37,7 +38,7 @@ def must_allow(generation):
         raise Refused(409, f"the lease of generation {generation} is over")
 
 
-def renew(generation, deadline):
+def renew(generation, deadline, first):
     global LEASE
     with LEASING:
         known = LEASE
@@ -46,8 +47,17 @@ def renew(generation, deadline):
         is_known = known and generation == known[0]
         if boot_ms() >= (known[1] if is_known else deadline):
             raise Refused(409, f"generation {generation} is over")
-        LEASE = generation, max(deadline, known[1]) if is_known else deadline
-    return 200, {}, b""
+        if is_known:
+            deadline, first = max(deadline, known[1]), max(first, known[2])
+        LEASE = generation, deadline, first
+    with PASSING:  # what an earlier agent asked for is done now, or never
+        return 200, {}, b""
+
+
+def known_lease():
+    if LEASE is None:
+        raise Refused(404, "no agent has told this host of a lease")
+    return 200, {}, json.dumps({"generation": LEASE[0], "deadline": LEASE[1]}).encode()
 
 
 class Server:
@@ -67,6 +77,9 @@ class Server:
         with self.noting:
             if call < self.seen:
                 raise Refused(412, f"a later call was seen: epoch {self.seen[0]}, attempt {self.seen[1]}")
+            if LEASE and call[1] < LEASE[2]:
+                self.closed = self.closed and call != self.seen  # it may have waited, and requests with it
+                raise Refused(412, f"its agent is gone: that of now began with attempt {LEASE[2]}")
             # A freeze or stop that waits for its turn goes before the requests that wait too.
             self.seen, self.closed = call, closes
 
@@ -124,7 +137,7 @@ class Server:
         if verb == "start" and headers.get("Durable-Mode") not in ("active", "standby"):
             raise Refused(400, "Durable-Mode must be active or standby")
         self.note(call, verb in ("freeze", "stop"))
-        with self.turn:
+        with self.turn, PASSING:
             self.note(call, False)  # it may have been overtaken while it waited
             return getattr(self, verb)(epoch, headers, config, given)
 
@@ -172,8 +185,9 @@ class Server:
         return 200, {}, b""
 
     def line(self):
-        names = "uid", "server", "type", "epoch", "phase", "revision"
-        return dict(zip(names, (self.uid, self.name, self.kind.TYPE, self.epoch, self.phase, self.revision)))
+        names = "uid", "server", "type", "epoch", "generation", "phase", "revision"
+        line = self.uid, self.name, self.kind.TYPE, self.epoch, self.generation, self.phase, self.revision
+        return dict(zip(names, line))
 
 
 def number(headers, name):
@@ -217,10 +231,14 @@ def answer(method, path, headers, body):
     match method, *path.split("/")[2:]:
         case "GET", "v1", "describe":
             types = [{"name": kind.TYPE, "stateVersion": kind.VERSION, "loads": kind.LOADS} for kind in KINDS.values()]
-            about = {"contract": 1, "instance": INSTANCE, "features": ["lease"], "types": types}
+            about = {"contract": 1, "instance": INSTANCE, "features": ["lease", "adopt"], "types": types}
             return 200, {}, json.dumps(about).encode()
         case "POST", "v1", "lease":
-            return renew(number(headers, "Durable-Generation"), number(headers, "Durable-Deadline"))
+            # An older agent does not say its first attempt.
+            first = number(headers, "Durable-Attempt") if "Durable-Attempt" in headers else 0
+            return renew(number(headers, "Durable-Generation"), number(headers, "Durable-Deadline"), first)
+        case "GET", "v1", "lease":
+            return known_lease()
         case "GET", "v1", "servers":
             here = [server.line() for server in list(SERVERS.values()) if server.phase]
             return 200, {}, json.dumps(here).encode()

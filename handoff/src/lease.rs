@@ -130,6 +130,20 @@ impl Lease {
         }
     }
 
+    /// Goes on with the generation of an earlier run of this agent, which the host may serve until `deadline`: as if a
+    /// heartbeat had been answered now that counts for no more than what is left. The next heartbeats follow `last`, which
+    /// must be above all that were sent: the operator takes others for late ones.
+    pub fn resume(&mut self, last: Heartbeat, deadline: Instant, now: Instant) {
+        let fresh = Self::new(last.generation, self.duration);
+        *self = Self { last, since: Some(now), counts: deadline - now, ..fresh };
+    }
+
+    /// How long what was answered counts; zero: nothing was.
+    #[must_use]
+    pub fn counts(&self) -> Duration {
+        self.since.map(|_| self.counts).unwrap_or_default()
+    }
+
     /// Ends this generation before its time, as when the host has ended it.
     pub fn end(&mut self) {
         self.over = true;
@@ -177,11 +191,13 @@ pub struct Heard {
 
 impl Heard {
     /// A heartbeat of this pod is known now, by which the pod counts `duration`. An older one than is known changes
-    /// nothing: it is late.
-    pub fn beat(&mut self, heartbeat: Heartbeat, duration: Duration, now: Instant) {
-        if heartbeat > self.last {
+    /// nothing: it is late, and not to be answered, since its pod would count from it and this side does not.
+    pub fn beat(&mut self, heartbeat: Heartbeat, duration: Duration, now: Instant) -> bool {
+        let is_news = heartbeat > self.last;
+        if is_news {
             *self = Self { last: heartbeat, at: Some(now), duration };
         }
+        is_news
     }
 
     /// The newest heartbeat known.

@@ -6,6 +6,7 @@
 //!  log        what a record says, what an append may do about a key that exists already, what cleanup may delete
 //!  claim      how a server starts from its log, given an assignment
 //!  lease      for how long an agent may serve, and when the operator may take it for silent
+//!  adopt      what an agent takes up again that was restarted beside a living host
 //!  afterlife  logs of deleted servers: which may go, and which a new server of the same name starts from
 //!  source     one handoff, seen from the pod that gives the server away
 //!  target     one handoff, seen from the pod that receives it
@@ -15,6 +16,7 @@
 //!  moves      which servers leave pods that live on, and where to
 //! ```
 
+pub mod adopt;
 pub mod afterlife;
 pub mod claim;
 pub mod drain;

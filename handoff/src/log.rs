@@ -91,6 +91,12 @@ pub enum Authority {
         /// The handoff that it began, if any.
         granted: Option<HandoffId>,
     },
+    /// The owner of this epoch, by an agent that was restarted: what the run before had on its way is its own, and no Grant
+    /// among it was used, since the server serves here.
+    Adopted {
+        /// Its epoch.
+        epoch: Epoch,
+    },
     /// The target that holds Final's state: stragglers of the source's epoch cannot take anything from it.
     Handed {
         /// The source's epoch.
@@ -119,8 +125,10 @@ pub fn found(authority: &Authority, nonce: u64, found: &Header) -> Found {
     if found.nonce == nonce {
         return Found::Ours;
     }
+    let grant = found.grantee().map(|grantee| grantee.handoff);
     let (in_the_way, known_grant) = match authority {
         Authority::Owner { epoch, granted } => (found.epoch == *epoch, *granted),
+        Authority::Adopted { epoch } => (found.epoch == *epoch, grant),
         Authority::Handed { from, handoff } => {
             (found.epoch == *from || found.epoch == from.handed_off(), Some(*handoff))
         }
@@ -128,7 +136,7 @@ pub fn found(authority: &Authority, nonce: u64, found: &Header) -> Found {
     };
     let terminal = match &found.kind {
         Kind::Release | Kind::Tombstone { .. } => true,
-        Kind::Grant(grantee) => known_grant != Some(grantee.handoff),
+        Kind::Grant(_) => known_grant != grant,
         Kind::Claim | Kind::Snapshot => false,
     };
     if in_the_way && !terminal { Found::InTheWay } else { Found::Fenced }

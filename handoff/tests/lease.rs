@@ -38,6 +38,28 @@ fn a_lease_counts_from_before_its_heartbeat_was_sent() {
 }
 
 #[test]
+fn a_restarted_agent_goes_on_for_what_is_left_and_counts_above() {
+    let mut lease = lease();
+    let last = Heartbeat { generation: Generation(3), counter: 500 };
+    lease.resume(last, at(15_850), at(5_850));
+    assert_eq!((lease.generation(), lease.look(at(5_850))), (Generation(3), Standing::Alive));
+    assert_eq!((lease.deadline(), lease.ends()), (Some(at(15_750)), Some(at(13_750))), "not later than the host knows");
+    assert_eq!(lease.counts(), Duration::from_secs(10), "whatever the pool says now");
+    let next = lease.beat(at(6_000)).unwrap();
+    assert_eq!(next, Heartbeat { generation: Generation(3), counter: 501 });
+    assert!(lease.answered(next, at(6_100)));
+    assert_eq!(lease.deadline(), Some(at(20_850)));
+}
+
+#[test]
+fn a_restarted_agent_that_is_late_is_over() {
+    let mut lease = lease();
+    lease.resume(Heartbeat { generation: Generation(3), counter: 500 }, at(5_000), at(5_000));
+    assert_eq!(lease.look(at(5_000)), Standing::Over);
+    assert_eq!(lease.beat(at(5_000)), None);
+}
+
+#[test]
 fn nothing_is_begun_before_an_answer() {
     let mut lease = lease();
     lease.beat(at(0));

@@ -12,7 +12,7 @@
 
 mod handling;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -62,6 +62,7 @@ pub(crate) struct Line {
     server: String,
     r#type: &'static str,
     epoch: u64,
+    generation: u64,
     phase: &'static str,
     revision: u64,
 }
@@ -141,6 +142,7 @@ impl Cell {
             server: term.name.to_string(),
             r#type: term.kind.name,
             epoch: term.epoch,
+            generation: term.generation,
             phase: term.phase.name(),
             revision: meta.revision,
         })
@@ -148,9 +150,9 @@ impl Cell {
 
     pub(crate) async fn start(&self, start: Start, around: &Surroundings) -> Result<Mark, Refusal> {
         let Start { order, name, kind, config, given, mode } = start;
-        self.admit(order, false)?;
+        self.admit(order, false, around)?;
         let mut slot = self.slot.lock().await;
-        self.take_turn(order)?;
+        let _passes = self.take_turn(order, around)?;
         let generation = around.lease.begin()?;
         self.end_older(generation, &mut slot, around);
         if let Some(term) = &self.meta().term {
@@ -178,9 +180,9 @@ impl Cell {
     }
 
     pub(crate) async fn activate(&self, order: Order, given: Given, around: &Surroundings) -> Result<Mark, Refusal> {
-        self.admit(order, false)?;
+        self.admit(order, false, around)?;
         let mut slot = self.slot.lock().await;
-        self.take_turn(order)?;
+        let _passes = self.take_turn(order, around)?;
         let (name, kind, phase) = self.term_of(order.epoch)?;
         let Phase::Standby { mark: standby, config } = phase else {
             return Err(Refusal::conflict(format!("it is {}, not standby", phase.name())));
@@ -226,9 +228,9 @@ impl Cell {
         since: Option<Since>,
         around: &Surroundings,
     ) -> Result<Taken, Refusal> {
-        self.admit(order, true)?;
+        self.admit(order, true, around)?;
         let slot = self.slot.lock().await;
-        self.take_turn(order)?;
+        let _passes = self.take_turn(order, around)?;
         let (name, kind, phase) = self.term_of(order.epoch)?;
         match phase {
             Phase::Standby { .. } => Err(Refusal::conflict("it is standby: there is nothing to freeze")),
@@ -247,9 +249,9 @@ impl Cell {
 
     /// Thawing what is active is no error: whoever gave a freeze up does not know whether it happened.
     pub(crate) async fn thaw(&self, order: Order, around: &Surroundings) -> Result<(), Refusal> {
-        self.admit(order, false)?;
+        self.admit(order, false, around)?;
         let _slot = self.slot.lock().await;
-        self.take_turn(order)?;
+        let _passes = self.take_turn(order, around)?;
         let (name, _, phase) = self.term_of(order.epoch)?;
         match phase {
             Phase::Standby { .. } => Err(Refusal::conflict("it is standby: activate it")),
@@ -264,9 +266,9 @@ impl Cell {
     }
 
     pub(crate) async fn stop(&self, order: Order, around: &Surroundings) -> Result<(), Refusal> {
-        self.admit(order, true)?;
+        self.admit(order, true, around)?;
         let mut slot = self.slot.lock().await;
-        self.take_turn(order)?;
+        let _passes = self.take_turn(order, around)?;
         self.forget(&mut slot, EndReason::Stopped, around);
         Ok(())
     }
@@ -295,7 +297,8 @@ impl Cell {
     }
 
     /// Notes a control call, unless a later one has been here. `closes`: from now on no request may run before it.
-    fn admit(&self, order: Order, closes: bool) -> Result<(), Refusal> {
+    fn admit(&self, order: Order, closes: bool, around: &Surroundings) -> Result<(), Refusal> {
+        let _passes = around.lease.pass(order)?;
         let mut meta = self.meta();
         if order < meta.seen {
             return Err(too_late(meta.seen));
@@ -305,8 +308,8 @@ impl Cell {
         Ok(())
     }
 
-    /// Under `slot`: it is this call's turn, unless it was overtaken while it waited.
-    fn take_turn(&self, order: Order) -> Result<(), Refusal> {
+    /// Under `slot`: it is this call's turn, unless it was overtaken while it waited, or its agent is gone since.
+    fn take_turn<'a>(&self, order: Order, around: &'a Surroundings) -> Result<RwLockReadGuard<'a, ()>, Refusal> {
         let mut meta = self.meta();
         if order < meta.seen {
             return Err(too_late(meta.seen));
@@ -315,7 +318,7 @@ impl Cell {
         drop(meta);
         // They look again once the slot is free.
         self.turned.notify_waiters();
-        Ok(())
+        around.lease.pass(order)
     }
 
     fn term_of(&self, epoch: u64) -> Result<(Arc<ServerName>, Arc<Kind>, Phase), Refusal> {

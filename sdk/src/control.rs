@@ -24,7 +24,7 @@ struct Description {
     contract: u32,
     instance: u64,
     types: Vec<Type>,
-    features: [&'static str; 1],
+    features: [&'static str; 2],
 }
 
 #[derive(Serialize)]
@@ -44,6 +44,10 @@ pub(crate) async fn answer(host: &Running, parts: &Parts, body: Bytes) -> Result
             Ok(json(&host.registry.all().iter().filter_map(|cell| cell.line()).collect::<Vec<_>>()))
         }
         (&Method::POST, Some("lease"), None, None, None) => lease(host, &parts.headers),
+        (&Method::GET, Some("lease"), None, None, None) => match host.around.lease.known() {
+            Some(known) => Ok(json(&known)),
+            None => Err(Refusal::new(StatusCode::NOT_FOUND, "no agent has told this host of a lease")),
+        },
         (&Method::GET, Some("servers"), Some(uid), Some("snapshot"), None) => snapshot(host, uid, &parts.headers).await,
         (&Method::POST, Some("servers"), Some(uid), Some(verb), None) => {
             change(host, uid, verb, &parts.headers, body).await
@@ -60,14 +64,17 @@ fn describe(host: &Running) -> Description {
         types: types
             .map(|kind| Type { name: kind.name, state_version: kind.version, loads: kind.loads.clone() })
             .collect(),
-        features: ["lease"],
+        features: ["lease", "adopt"],
     }
 }
 
 fn lease(host: &Running, headers: &HeaderMap) -> Result<Response<Bytes>, Refusal> {
     let generation = headers::number(headers, headers::GENERATION)?;
     let deadline = Duration::from_millis(headers::number(headers, headers::DEADLINE)?);
-    host.around.lease.renew(generation, deadline)?;
+    // Agents that do not adopt do not say it.
+    let said = headers.contains_key(headers::ATTEMPT);
+    let first = if said { headers::number(headers, headers::ATTEMPT)? } else { 0 };
+    host.around.lease.renew(generation, deadline, first)?;
     Ok(Response::default())
 }
 

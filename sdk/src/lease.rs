@@ -2,14 +2,15 @@
 //! by its own clock, since by then its servers may run elsewhere.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 
 use http::StatusCode;
 use rustix::time::{ClockId, clock_gettime};
+use serde::Serialize;
 
-use crate::answer::Refusal;
+use crate::{answer::Refusal, headers::Order};
 
 /// The generation of what was started before any lease was known.
 const NONE: u64 = 0;
@@ -24,15 +25,39 @@ pub(crate) fn boot_time() -> Duration {
 struct Given {
     generation: u64,
     deadline: Duration,
+    /// The first call of the agent that speaks now: what is numbered below is of one that is gone.
+    first: u64,
+}
+
+/// What a restarted agent asks for.
+#[derive(Serialize)]
+pub(crate) struct Known {
+    generation: u64,
+    /// Milliseconds, as it came.
+    deadline: u64,
 }
 
 /// What the agent said last. Without a word of it there is no limit: it may be an older agent.
 #[derive(Default)]
-pub(crate) struct Lease(Mutex<Option<Given>>);
+pub(crate) struct Lease {
+    given: Mutex<Option<Given>>,
+    /// Held by each call while it does what it was asked to.
+    passing: RwLock<()>,
+}
 
 impl Lease {
-    /// Takes the agent's word. Nothing makes a generation that is over live again.
-    pub(crate) fn renew(&self, generation: u64, deadline: Duration) -> Result<(), Refusal> {
+    /// Takes the agent's word. Nothing makes a generation that is over live again. Once this is answered, no call of an
+    /// earlier agent changes anything: that is what a restarted one builds on when it looks at what is here.
+    pub(crate) fn renew(&self, generation: u64, deadline: Duration, first: u64) -> Result<(), Refusal> {
+        if self.note(generation, deadline, first)? {
+            // Calls that passed before this was noted are done once nobody passes.
+            drop(self.passing.write().unwrap_or_else(PoisonError::into_inner));
+        }
+        Ok(())
+    }
+
+    /// Whether another agent speaks than before.
+    fn note(&self, generation: u64, deadline: Duration, first: u64) -> Result<bool, Refusal> {
         let mut given = self.given();
         let now = boot_time();
         let known = given.map_or(NONE, |given| given.generation);
@@ -40,12 +65,33 @@ impl Lease {
             let sentence = format!("generation {known} was seen, which is later than {generation}");
             return Err(Refusal::new(StatusCode::PRECONDITION_FAILED, sentence));
         }
-        let before = given.filter(|given| given.generation == generation).map(|given| given.deadline);
-        if now >= before.unwrap_or(deadline) {
+        let before = given.filter(|given| given.generation == generation);
+        if now >= before.map_or(deadline, |before| before.deadline) {
             return Err(Refusal::conflict(format!("generation {generation} is over: begin a new one")));
         }
-        *given = Some(Given { generation, deadline: before.map_or(deadline, |before| before.max(deadline)) });
-        Ok(())
+        let deadline = before.map_or(deadline, |before| before.deadline.max(deadline));
+        let first = before.map_or(first, |before| before.first.max(first));
+        let is_another = given.is_none_or(|given| given.first != first);
+        *given = Some(Given { generation, deadline, first });
+        Ok(is_another)
+    }
+
+    /// The newest lease, if there was one.
+    pub(crate) fn known(&self) -> Option<Known> {
+        let given = (*self.given())?;
+        Some(Known { generation: given.generation, deadline: u64::try_from(given.deadline.as_millis()).unwrap_or(u64::MAX) })
+    }
+
+    /// Lets a call do what it is asked to, unless it is of an earlier agent than the one that speaks now.
+    pub(crate) fn pass(&self, order: Order) -> Result<RwLockReadGuard<'_, ()>, Refusal> {
+        let passes = self.passing.read().unwrap_or_else(PoisonError::into_inner);
+        match self.given().map(|given| given.first) {
+            Some(first) if order.attempt < first => {
+                let sentence = format!("its agent is gone: that of now began with attempt {first}");
+                Err(Refusal::new(StatusCode::PRECONDITION_FAILED, sentence))
+            }
+            _ => Ok(passes),
+        }
     }
 
     /// What a server that is started now belongs to; refused if nothing may be started now.
@@ -68,7 +114,7 @@ impl Lease {
     }
 
     fn given(&self) -> MutexGuard<'_, Option<Given>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

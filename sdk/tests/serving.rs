@@ -36,8 +36,8 @@ async fn the_host_describes_itself() {
     assert_eq!(described["types"], types);
     let started = harness.verb("start", UID, 4, 1).await;
     assert_eq!(started.mark().unwrap()[0], described["instance"].to_string());
-    let line = serde_json::json!({"uid": UID, "server": "default/a", "type": "notes", "epoch": 4, "phase": "active",
-        "revision": 1});
+    let line = serde_json::json!({"uid": UID, "server": "default/a", "type": "notes", "epoch": 4, "generation": 0,
+        "phase": "active", "revision": 1});
     assert_eq!(harness.list().await, [line]);
     assert_eq!(harness.control(Method::GET, "nothing", &[], "").await.status, StatusCode::NOT_FOUND);
 }

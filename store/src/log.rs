@@ -248,7 +248,7 @@ impl Log {
     fn lane(&self, authority: &Authority, kind: &Kind) -> &Arc<dyn Objects> {
         match (authority, kind) {
             // Someone else's handoff or start waits for every other kind, and for the first snapshot of a target.
-            (Authority::Owner { .. }, Kind::Snapshot) => &self.lanes.bulk,
+            (Authority::Owner { .. } | Authority::Adopted { .. }, Kind::Snapshot) => &self.lanes.bulk,
             _ => &self.lanes.urgent,
         }
     }

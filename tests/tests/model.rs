@@ -120,6 +120,7 @@ fn mistakes_about_leases_are_found() {
     is_found(Mutation::LateSuccess, LEASES, ONE_POD);
     is_found(Mutation::OldLeaderAnswers, Bounds { leaders: 1, ..LEASES }, ONE_POD);
     is_found(Mutation::AdoptFrozen, Bounds { handoffs: 1, restarts: 1, ..NONE }, ONE_POD);
+    is_found(Mutation::AdoptAnew, Bounds { restarts: 1, ..LEASES }, ONE_POD);
     is_found(Mutation::OldSilence, Bounds { handoffs: 1, ..LEASE }, ONE_POD);
 }
 

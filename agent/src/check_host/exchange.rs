@@ -1,7 +1,10 @@
 //! One call and what came of it.
 
 use bytes::Bytes;
-use handoff::source::{Final, Mark};
+use handoff::{
+    adopt::Told,
+    source::{Final, Mark},
+};
 use hyper::StatusCode;
 
 use super::{
@@ -69,6 +72,12 @@ impl Came for Final<Bytes> {
     fn mark(&self) -> Option<Mark> {
         let (Self::Unchanged(mark) | Self::State(handoff::source::State { mark, .. })) = self;
         Some(*mark)
+    }
+}
+
+impl Came for Told {
+    fn shown(&self) -> String {
+        format!("200, generation {} deadline {}", self.generation.0, self.deadline.0.as_millis())
     }
 }
 

@@ -1,6 +1,7 @@
 //! `durable-agent check-host`: speaks to a host as an agent would, and explains where it breaks the contract
 //! (`docs/host-contract.md`).
 
+mod adoption;
 mod exchange;
 mod lease;
 mod life;
@@ -99,6 +100,7 @@ pub async fn run(options: &Options, tell: impl FnMut(&Outcome)) -> bool {
     checks.make("malformed headers", &subject, whole::malformed(&subject)).await;
     checks.make("connections", &subject, whole::connections(&subject)).await;
     checks.make("leases", &subject, lease::lease(&subject)).await;
+    checks.make("adoption", &subject, adoption::adoption(&subject)).await;
     checks.make("a large state in", &subject, whole::large_state_in(&subject)).await;
     checks.make("a large state out", &subject, whole::large_state_out(&subject)).await;
     checks.make("nothing is left", &subject, order::nothing_left(&subject)).await;

@@ -89,6 +89,10 @@ rules! {
         => "keep the highest generation, and compare before anything is set";
     LEASE_STATE: "When the lease is over, `snapshot`, `freeze` and `stop` are answered as ever."
         => "only what has a server serve depends on the lease: an agent that asks for the last state must still get it";
+    ADOPT_KNOWN: "A host with `adopt` among its `features` answers `GET` of `lease` with the generation and the deadline of its newest `lease`, and `servers` with the generation under which each server was started."
+        => "keep the three numbers of the newest lease, answer GET /.durable/v1/lease with, for example, {\"generation\": 1764316800000, \"deadline\": 93411250}, and add \"generation\" to each line of the list";
+    ADOPT_ATTEMPT: "A `start`, `freeze`, `thaw`, `activate` or `stop` whose attempt is lower than the `Durable-Attempt` of its newest `lease` is answered 412 and does nothing, whatever its epoch."
+        => "compare the attempt alone, when the call comes and again when it has its turn, and answer a lease that raises it once no call is half done";
     MALFORMED: "A header that is missing or cannot be read is answered 400."
         => "read all headers before anything is done, and refuse what is not a decimal number or one of the words";
     SENTENCE: "Every refusal has a sentence for its reader, as `text/plain`."

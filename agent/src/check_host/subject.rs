@@ -13,6 +13,7 @@ use std::{
 use bytes::Bytes;
 use handoff::{
     Epoch, Generation, Instant, ServerId, ServerUid,
+    adopt::Told,
     source::{Final, Mark, State},
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -51,6 +52,8 @@ pub struct Subject {
     pub within: Duration,
     /// Whether it says that it ends by itself when its lease is over.
     pub knows_leases: bool,
+    /// Whether it says that its servers go on when its agent is restarted.
+    pub can_be_adopted: bool,
     client: HostClient,
     instance: u64,
     change: Change,
@@ -98,6 +101,7 @@ impl Subject {
         }
         Ok(Self {
             knows_leases: described.knows_leases(),
+            can_be_adopted: described.can_be_adopted(),
             socket: options.socket.clone(),
             max_state: options.max_state_bytes,
             within,
@@ -162,11 +166,25 @@ impl Subject {
 
     /// Tells it until when it may serve.
     pub async fn lease(&self, generation: Generation, deadline: Instant) -> Exchange<()> {
-        let came = self.client.lease(generation, deadline, self.within).await;
+        self.lease_of(Told { generation, deadline }, 0).await
+    }
+
+    /// The same, as an agent whose calls begin with this attempt.
+    pub async fn lease_of(&self, lease: Told, first: u64) -> Exchange<()> {
+        let came = self.client.lease(lease, first, self.within).await;
         self.tally(&came);
-        let ms = deadline.0.as_millis();
-        let sent = format!("POST /.durable/v1/lease with Durable-Generation: {}, Durable-Deadline: {ms}", generation.0);
+        let (generation, ms) = (lease.generation.0, lease.deadline.0.as_millis());
+        let sent = format!(
+            "POST /.durable/v1/lease with Durable-Generation: {generation}, Durable-Deadline: {ms}, Durable-Attempt: {first}"
+        );
         Exchange { after: String::new(), sent, came, broken: None }
+    }
+
+    /// What it was told last.
+    pub async fn told(&self) -> Exchange<Told> {
+        let came = self.client.told(self.within).await;
+        self.tally(&came);
+        Exchange { after: String::new(), sent: "GET /.durable/v1/lease".into(), came, broken: None }
     }
 
     /// A call as no agent makes it.

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 pub mod gated;
+pub mod notes;
 pub mod served;
 
 use std::{

@@ -99,12 +99,18 @@ pub async fn out_of_memory(rooms: &Rooms) -> Result<Broken> {
     Ok(broken)
 }
 
+/// The next agent takes up what the host serves on.
 pub async fn agent_killed(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let agent = rooms.processes(&pod)?.0;
+    let before = agent.pid;
     let broken = strike(&pod, &[agent])?;
-    recovered(rooms, &broken, BACK).await?;
-    // Its host lived, and reported the end of every term.
+    until("its agent runs again", BACK, async || {
+        Ok(rooms.processes(&pod).is_ok_and(|(agent, _)| agent.pid != before).then_some(()))
+    })
+    .await?;
+    // What was not taken up would end with the lease that the host was told of.
+    sleep(LEASE).await;
     Ok(Broken { killed: Killed::new(), ..broken })
 }
 

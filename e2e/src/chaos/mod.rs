@@ -82,7 +82,7 @@ const SLOW: Option<Duration> = Some(Duration::from_secs(40));
 const FAULTS: [Fault; 16] = [
     fault("host container killed", Part::Bounded, REPORTED, |rooms| faults::host_killed(rooms).boxed_local()),
     fault("host out of memory", Part::Bounded, REPORTED, |rooms| faults::out_of_memory(rooms).boxed_local()),
-    fault("agent container killed", Part::Bounded, REPORTED, |rooms| faults::agent_killed(rooms).boxed_local()),
+    fault("agent container killed", Part::Bounded, None, |rooms| faults::agent_killed(rooms).boxed_local()),
     fault("deleted with --force", Part::Bounded, SILENT, |rooms| faults::forced(rooms).boxed_local()),
     fault("evicted", Part::All, REPORTED, |rooms| faults::evicted(rooms).boxed_local()),
     fault("pod cut off, yet alive", Part::Bounded, SILENT, |rooms| faults::cut_off(rooms).boxed_local()),

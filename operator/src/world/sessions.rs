@@ -89,7 +89,7 @@ impl World {
             entry.silent_since = None;
         }
         self.session_pods.insert(id, pod.clone());
-        self.heard(&pod, pool, hello.heartbeat, hello.lease_ms, now.mono);
+        let is_heard = self.heard(&pod, pool, hello.heartbeat, hello.lease_ms, now.mono);
         let session = Session {
             id,
             name: identity.pod.clone(),
@@ -109,7 +109,7 @@ impl World {
                 cluster_id: self.cluster_id.clone(),
                 pod_uid: pod.0.clone(),
                 settings: Some(self.settings_of(pool)),
-                heard: hello.heartbeat,
+                heard: hello.heartbeat.filter(|_| is_heard),
             }),
         ));
         self.take_inventory(&pod, hello.inventory, now.mono);
@@ -185,17 +185,19 @@ impl World {
     fn answer_heartbeat(&mut self, pod: &PodUid, id: SessionId, status: &Status, now: Instant) {
         let pool = self.cluster.sessions.get(pod).map(|session| session.pool.clone());
         let (Some(pool), Some(heartbeat)) = (pool, status.heartbeat) else { return };
-        self.heard(pod, &pool, Some(heartbeat), status.lease_ms, now);
-        self.effects.push(Effect::Send(id, to_agent::Body::Heard(heartbeat)));
+        if self.heard(pod, &pool, Some(heartbeat), status.lease_ms, now) {
+            self.effects.push(Effect::Send(id, to_agent::Body::Heard(heartbeat)));
+        }
     }
 
     /// A sign of life, by which the agent counts so many milliseconds, or by what its pool says if it does not know yet.
-    fn heard(&mut self, pod: &PodUid, pool: &Key, heartbeat: Option<Heartbeat>, lease_ms: u64, now: Instant) {
-        let Some(heartbeat) = heartbeat else { return };
+    /// Whether it is news, and may be answered.
+    fn heard(&mut self, pod: &PodUid, pool: &Key, heartbeat: Option<Heartbeat>, lease_ms: u64, now: Instant) -> bool {
+        let Some(heartbeat) = heartbeat else { return false };
         let settings = self.pools.get(pool).and_then(|pool| pool.settings.as_ref());
         let of_pool = settings.map(|settings| settings.lease_duration).unwrap_or_default();
         let duration = of_pool.max(Duration::from_millis(lease_ms).min(MAX_LEASE));
-        self.cluster.heard.entry(pod.clone()).or_default().beat(heartbeat.into(), duration, now);
+        self.cluster.heard.entry(pod.clone()).or_default().beat(heartbeat.into(), duration, now)
     }
 
     /// A server that this pod may speak of.

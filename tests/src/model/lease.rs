@@ -1,6 +1,14 @@
 //! Signs of life: their leases, who heard of them, and how an agent begins anew.
 
-use handoff::{Generation, claim::Doubt, lease::Heartbeat};
+use std::time::Duration;
+
+use handoff::{
+    Epoch, Generation, Instant,
+    adopt::{self, Hold, Phase, Told},
+    claim::Doubt,
+    lease::Heartbeat,
+    log,
+};
 
 use super::{
     rules::{Mutation, Rules},
@@ -11,6 +19,8 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Lease {
     pub generation: u8,
+    /// How often its agent was restarted in this generation.
+    pub run: u8,
     /// The newest sent.
     sent: u8,
     /// The newest heard by a leader: its answer is on the way.
@@ -25,11 +35,17 @@ pub(super) struct Lease {
 
 impl Lease {
     /// One heartbeat was answered.
-    pub const FIRST: Self = Self { generation: 1, sent: 1, answer: 1, answered: 1, expired: 0, revived: false };
+    pub const FIRST: Self = Self { generation: 1, run: 0, sent: 1, answer: 1, answered: 1, expired: 0, revived: false };
 
     /// Whether the generation is over; its agent may not have looked at the clock yet.
     pub fn is_over(self) -> bool {
         self.answered <= self.expired && !self.revived
+    }
+
+    /// What the host knows of it.
+    fn told(self) -> Told {
+        let left = if self.is_over() { Duration::ZERO } else { Duration::from_secs(1) };
+        Told { generation: Generation(self.generation.into()), deadline: Instant(left) }
     }
 
     /// Whether an answer is on the way.
@@ -166,7 +182,7 @@ impl World {
             if lease.has_ended_one() || self.agent(pod).lost || self.is_named_silent(pod) {
                 continue;
             }
-            self.agent_mut(pod).lease = Lease { generation: lease.generation, ..Lease::FIRST };
+            self.agent_mut(pod).lease = Lease { generation: lease.generation, run: lease.run, ..Lease::FIRST };
             let at = pod as usize;
             (self.signs.heard[at], self.signs.before[at], self.signs.stored[at]) = ((lease.generation, 1), 0, (0, 0));
         }
@@ -203,51 +219,105 @@ impl World {
 
     /// The agent looks at the clock.
     pub(super) fn fence(&mut self, pod: Pod) -> bool {
-        self.begin_anew(pod);
+        self.begin_generation(pod);
+        self.end_all(pod);
         true
     }
 
-    /// The agent is started again beside its host.
-    pub(super) fn restart(&mut self, rules: Rules, pod: Pod) -> bool {
+    /// The agent is started again beside its host. What that serves goes on; without it, the generation does if `others` of
+    /// this pod do. It reads the log at once: until it has read it, it does no more than pass requests on.
+    pub(super) fn restart(&mut self, rules: Rules, pod: Pod, others: bool) -> bool {
         self.left.restarts -= 1;
-        let agent = self.agent_mut(pod);
-        if let (Host::Frozen(state), Some(_), true) = (agent.host, agent.term, rules.mutated(Mutation::AdoptFrozen)) {
-            (agent.host, agent.open) = (Host::Active(state), true);
-            (agent.giving, agent.taking, agent.append, agent.wants) = (None, None, None, None);
-            return true;
+        match self.serves_on(rules, pod).zip(self.epoch_here(pod)) {
+            Some((state, epoch)) => self.adopt(rules, pod, state, epoch),
+            None if others => {
+                self.agent_mut(pod).lease.run += 1;
+                self.end_all(pod);
+            }
+            None => {
+                self.begin_generation(pod);
+                self.end_all(pod);
+            }
         }
-        self.begin_anew(pod);
         true
     }
 
-    /// Nothing that was begun goes on. What the host has is frozen, disclaimed, and its last state written if the log is
-    /// still at its epoch.
-    fn begin_anew(&mut self, pod: Pod) {
-        let generation = self.agent(pod).lease.generation + 1;
-        let fresh = Agent { lease: Lease { generation, ..Lease::FIRST }, ..Agent::IDLE };
+    fn serves_on(&self, rules: Rules, pod: Pod) -> Option<Writes> {
+        let told = self.agent(pod).lease.told();
+        let (phase, state) = match self.agent(pod).host {
+            Host::Absent => return None,
+            Host::Standby(state) => (Phase::Standby, state),
+            Host::Active(state) => (Phase::Active, state),
+            Host::Frozen(state) => (Phase::Frozen, state),
+        };
+        let mistaken = phase == Phase::Frozen && rules.mutated(Mutation::AdoptFrozen);
+        let goes_on = adopt::goes_on(Some(told), phase, told.generation, Instant::default());
+        (goes_on || mistaken).then_some(state)
+    }
+
+    /// At which epoch the host has it.
+    fn epoch_here(&self, pod: Pod) -> Option<u8> {
+        let agent = self.agent(pod);
+        let taken = agent.taking.as_ref().map(|taking| self.stream(taking.handoff).epoch + 1);
+        agent.term.or(agent.adopted()).map(|term| term.epoch).or(taken)
+    }
+
+    fn adopt(&mut self, rules: Rules, pod: Pod, state: Writes, epoch: u8) {
+        let me = pod.writer(self.agent(pod).lease.generation);
+        if rules.mutated(Mutation::AdoptAnew) {
+            self.begin_generation(pod);
+        }
+        let mut lease = self.agent(pod).lease;
+        lease.run += 1;
+        let fresh = Agent { lease, host: Host::Active(state), open: true, ..Agent::IDLE };
         let before = std::mem::replace(self.agent_mut(pod), fresh);
         if let Some(append) = before.append {
             self.keep_late(append.record);
         }
+        let Some(newest) = self.newest().copied() else { return };
+        let handoff = match adopt::hold(Some(&newest.header()), Epoch(epoch.into()), &me) {
+            Hold::Owned => 0,
+            Hold::Handed { handoff, .. } => u8::try_from(handoff.0).unwrap_or(u8::MAX),
+            Hold::Lost => return self.discard(pod),
+        };
+        let after = Term { epoch, tail: newest.sequence, state_at: newest.state_at, synced: 0, granted: 0 };
+        self.begin(pod, Purpose::Adopt { handoff }, after, Some(state));
+    }
+
+    fn begin_generation(&mut self, pod: Pod) {
+        let generation = self.agent(pod).lease.generation + 1;
+        self.agent_mut(pod).lease = Lease { generation, ..Lease::FIRST };
         (self.signs.heard[pod as usize], self.signs.before[pod as usize]) = ((generation, 1), 0);
+    }
+
+    /// Nothing that was begun goes on. What the host has is frozen, disclaimed, and its last state written if the log is
+    /// still at its epoch.
+    fn end_all(&mut self, pod: Pod) {
+        let fresh = Agent { lease: self.agent(pod).lease, ..Agent::IDLE };
+        let before = std::mem::replace(self.agent_mut(pod), fresh);
+        if let Some(append) = before.append {
+            self.keep_late(append.record);
+        }
         self.seen.answered[pod as usize] = 0;
-        let Some(term) = before.term else { return };
+        let Some(term) = before.term.or(before.adopted()) else { return };
         self.seen.disclaimed |= 1 << term.epoch;
         match before.host {
-            Host::Active(state) => self.leave(pod, term, state, false),
-            Host::Frozen(state) => self.leave(pod, term, state, true),
+            Host::Active(state) => self.leave(pod, term, state, Phase::Active),
+            Host::Frozen(state) => self.leave(pod, term, state, Phase::Frozen),
             Host::Absent | Host::Standby(_) => {}
         }
     }
 
-    fn leave(&mut self, pod: Pod, term: Term, state: Writes, frozen: bool) {
+    fn leave(&mut self, pod: Pod, term: Term, state: Writes, phase: Phase) {
         let Some(newest) = self.newest().copied().filter(|newest| newest.epoch == term.epoch) else { return };
         let granted = match newest.kind {
             Kind::Grant { handoff, .. } => handoff,
             _ => 0,
         };
-        let sent = frozen && granted > 0;
-        let purpose = if sent { Purpose::Insure { handoff: granted } } else { Purpose::Release };
+        let purpose = match adopt::last(&newest.header(), phase) {
+            log::Kind::Grant(_) => Purpose::Insure { handoff: granted },
+            _ => Purpose::Release,
+        };
         let term = Term { tail: newest.sequence, state_at: newest.state_at, granted, ..term };
         let agent = self.agent_mut(pod);
         (agent.host, agent.term) = (Host::Frozen(state), Some(term));

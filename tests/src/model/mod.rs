@@ -1,8 +1,8 @@
 //! The rules of crate `handoff` under a model checker: one server, three agents, a store, a network, an operator, and
 //! every order of events that the bounds of a [`Rules`] admit.
 //!
-//! What is real: `Source`, `Target`, `log::found`, `log::deletable` and `claim::decide`, called exactly as the agent
-//! calls them. What is modelled: everything around them.
+//! What is real: `Source`, `Target`, `log::found`, `log::deletable`, `claim::decide` and `adopt`, called exactly as the
+//! agent calls them. What is modelled: everything around them.
 //!
 //! - *Store.* A create may land at any time, any number of times, or never, and its answer may be lost; an agent that
 //!   does not know stays with the same sequence and nonce. So one pending append is enough to stand for every lost,
@@ -12,7 +12,7 @@
 //! - *Time.* All limits are zero, so a Tick is due whenever it is chosen: any timer may fire at any moment.
 //! - *Host.* A verb takes effect some time after it is called, and its answer may be lost. What it has is lost with
 //!   its agent's: a crash is the end of the pod, which the operator then knows, a loss one that it does not know. A restart is
-//!   that of the agent alone.
+//!   that of the agent alone, after which the host takes no late call of the one before.
 //! - *Operator.* Decides by one reading of all that it knows, as soon as it can; what it decided reaches any agent, any
 //!   number of times, at any later time.
 //! - *Leases.* A heartbeat's lease ends whenever that is chosen, but at its agent (and in its host, by itself) before the

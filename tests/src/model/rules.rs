@@ -74,6 +74,8 @@ pub enum Mutation {
     OldLeaderAnswers,
     /// A restarted agent has a frozen server serve on.
     AdoptFrozen,
+    /// A restarted agent has its servers go on under a generation of its own.
+    AdoptAnew,
     /// The operator puts together grounds that did not hold at once: a granted pod was silent once, and has begun anew.
     OldSilence,
 }
@@ -177,7 +179,12 @@ pub enum Act {
     /// An agent whose lease is over looks at the clock.
     Fence(Pod),
     /// The agent is restarted, its host is not.
-    Restart(Pod),
+    Restart {
+        /// Whose.
+        pod: Pod,
+        /// Other servers of this pod go on, and its generation with them.
+        others: bool,
+    },
     /// The pod is gone, and nobody knows.
     Lose(Pod),
     /// The owner deletes a record.
@@ -244,7 +251,10 @@ impl Rules {
             return;
         }
         actions.extend(agent.lease.has_news().then_some(Act::Answered(pod)));
-        actions.extend((left.restarts > 0).then_some(Act::Restart(pod)));
+        if left.restarts > 0 {
+            actions.push(Act::Restart { pod, others: false });
+            actions.extend(agent.serves().is_none().then_some(Act::Restart { pod, others: true }));
+        }
         if left.beats > 0 && agent.is_busy() && world.leases_end() {
             actions.extend([true, false].map(|heard| Act::BeatInStore { pod, heard }));
             actions.push(Act::Beat(pod));
@@ -327,7 +337,7 @@ impl Rules {
             Act::Expire(pod) => world.expire(pod),
             Act::Follow => world.follow(),
             Act::Fence(pod) => world.fence(pod),
-            Act::Restart(pod) => world.restart(self, pod),
+            Act::Restart { pod, others } => world.restart(self, pod, others),
             Act::Lose(pod) => world.lose(pod),
             Act::Cleanup { sequence, .. } => world.clean_up(sequence),
         }

@@ -20,7 +20,10 @@ impl World {
     pub(super) fn begin(&mut self, pod: Pod, purpose: Purpose, after: Term, state: Option<u8>) {
         let sequence = after.tail + 1;
         let kind = match purpose {
-            Purpose::Sync | Purpose::First { release: false, .. } | Purpose::ServeGrant { .. } => Kind::Snapshot,
+            Purpose::Sync
+            | Purpose::First { release: false, .. }
+            | Purpose::ServeGrant { .. }
+            | Purpose::Adopt { .. } => Kind::Snapshot,
             Purpose::Release | Purpose::First { release: true, .. } => Kind::Release,
             Purpose::Claim => Kind::Claim,
             Purpose::Grant { handoff } | Purpose::Insure { handoff } => {
@@ -38,7 +41,8 @@ impl World {
             state_at: if state.is_some() { sequence } else { after.state_at },
             body: state.unwrap_or_default(),
         };
-        self.agent_mut(pod).append = Some(Append { purpose, record, granted: after.granted }.number());
+        let agent = self.agent_mut(pod);
+        agent.append = Some(Append { purpose, record, granted: after.granted }.number(agent.lease.run));
     }
 
     fn land(&mut self, record: Record) {
@@ -147,6 +151,10 @@ impl World {
                 }
                 self.take(pod, handoff, target::Event::Appended(sequence));
             }
+            Purpose::Adopt { .. } => {
+                self.seen.acknowledged |= record.body;
+                self.agent_mut(pod).term = Some(term(&record));
+            }
             Purpose::Claim => {
                 let state = self.load(record.state_at);
                 self.start(pod, &record, state);
@@ -175,6 +183,7 @@ impl World {
                 self.take(pod, handoff, target::Event::Fenced(there.header()));
             }
             Purpose::ServeGrant { handoff } => self.load_repeat(pod, append, there, handoff),
+            Purpose::Adopt { .. } => self.discard(pod),
             Purpose::Claim => {}
         }
         self.begin_wanted(rules, pod);

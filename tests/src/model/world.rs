@@ -97,6 +97,8 @@ pub(super) enum Purpose {
     First { handoff: u8, release: bool },
     Claim,
     ServeGrant { handoff: u8 },
+    /// The first of a restarted agent; with the handoff that brought the server, if its epoch has no record yet.
+    Adopt { handoff: u8 },
 }
 
 /// An append whose outcome its agent does not know yet. At most one per agent.
@@ -119,7 +121,8 @@ impl Append {
             Purpose::Grant { handoff } | Purpose::Insure { handoff } => {
                 Authority::Owner { epoch, granted: Some(id(handoff)) }
             }
-            Purpose::First { handoff, .. } => {
+            Purpose::Adopt { handoff: 0 } => Authority::Adopted { epoch },
+            Purpose::First { handoff, .. } | Purpose::Adopt { handoff } => {
                 Authority::Handed { from: Epoch(epoch.0.saturating_sub(1)), handoff: id(handoff) }
             }
             Purpose::Claim | Purpose::ServeGrant { .. } => Authority::Reader,
@@ -127,7 +130,7 @@ impl Append {
     }
 
     /// Where it was begun and what for tells it from every other append of any agent.
-    pub fn number(mut self) -> Self {
+    pub fn number(mut self, run: u8) -> Self {
         let Record { sequence, epoch, writer, generation, .. } = self.record;
         let (purpose, handoff) = match self.purpose {
             Purpose::Sync => (0, 0),
@@ -137,9 +140,11 @@ impl Append {
             Purpose::First { handoff, release } => (4 + u64::from(release), handoff),
             Purpose::Claim => (6, 0),
             Purpose::ServeGrant { handoff } => (7, handoff),
+            Purpose::Adopt { handoff } => (8, handoff),
         };
-        let parts = [purpose, handoff.into(), sequence.into(), epoch.into(), generation.into(), writer as u64];
-        self.record.nonce = parts.iter().fold(1, |number, part| number << 8 | part);
+        let begun = [sequence, epoch, generation, run].map(u64::from);
+        let parts = [purpose, handoff.into(), writer as u64].into_iter().chain(begun);
+        self.record.nonce = parts.fold(1, |number, part| number << 8 | part);
         self
     }
 }
@@ -239,6 +244,12 @@ impl Agent {
     /// The handoff that it receives, unless that is over.
     pub fn taking(&self) -> Option<&Target<Writes>> {
         self.taking.as_ref().map(|taking| &taking.machine).filter(|machine| !machine.is_ended())
+    }
+
+    /// What it owns once the log has its first record after a restart.
+    pub fn adopted(&self) -> Option<Term> {
+        let record = self.append.filter(|append| matches!(append.purpose, Purpose::Adopt { .. }))?.record;
+        Some(Term { epoch: record.epoch, tail: record.sequence, state_at: record.state_at, synced: 0, granted: 0 })
     }
 
     /// Has the server, or something under way that may bring it here.

@@ -105,10 +105,12 @@ pub enum Mutation {
     HungHostGivenUp,
     /// A server's last state is told to be in the store, and is not.
     ReleaseDropped,
+    /// A restarted agent has frozen servers serve on.
+    AdoptFrozen,
 }
 
 impl Mutation {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ClaimIgnoresDoubts,
         Self::SkipFence,
         Self::FinalBeforeGrant,
@@ -120,6 +122,7 @@ impl Mutation {
         Self::LateAnswerRevives,
         Self::HungHostGivenUp,
         Self::ReleaseDropped,
+        Self::AdoptFrozen,
     ];
 }
 

@@ -8,8 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
+pub use handoff::adopt::Phase;
 use handoff::{
     Epoch, Generation, Instant, PodUid, ServerUid,
+    adopt::Told,
     source::{Final, Mark, State},
 };
 use tokio::{
@@ -21,14 +23,6 @@ use crate::{agent::Agent, check::How, lock, process::Clock, sim::Sim};
 
 /// The version of every state here.
 pub const VERSION: u32 = 1;
-
-/// What a server is doing in its host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Standby,
-    Active,
-    Frozen,
-}
 
 /// Why a host did not do it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +52,8 @@ struct Inner {
     servers: BTreeMap<ServerUid, Run>,
     seen: BTreeMap<ServerUid, (Epoch, u64)>,
     lease: Option<(Generation, Instant)>,
+    /// The first attempt of the agent that speaks now.
+    first: u64,
     asleep_until: Option<time::Instant>,
 }
 
@@ -67,6 +63,7 @@ pub struct Host {
     pod: PodUid,
     clock: Clock,
     knows_leases: bool,
+    can_be_adopted: bool,
     /// Requests come through it.
     agent: Mutex<Weak<Agent>>,
     inner: Mutex<Inner>,
@@ -76,6 +73,7 @@ pub struct Host {
 pub struct Listed {
     pub uid: ServerUid,
     pub epoch: Epoch,
+    pub generation: Generation,
     pub phase: Phase,
 }
 
@@ -90,11 +88,13 @@ fn writes_of(body: &[u8]) -> Vec<u32> {
 impl Host {
     pub fn new(sim: &Arc<Sim>, pod: &PodUid, clock: Clock) -> Arc<Self> {
         let inner = Inner { up: true, instance: sim.chance.number() >> 11, ..Inner::default() };
+        let knows_leases = sim.chance.percent(75);
         Arc::new(Self {
             sim: sim.clone(),
             pod: pod.clone(),
             clock,
-            knows_leases: sim.chance.percent(75),
+            knows_leases,
+            can_be_adopted: knows_leases && sim.chance.percent(75),
             agent: Mutex::default(),
             inner: Mutex::new(inner),
         })
@@ -108,6 +108,11 @@ impl Host {
     /// Whether it ends a lease by its own clock.
     pub fn knows_leases(&self) -> bool {
         self.knows_leases
+    }
+
+    /// Whether its servers go on when its agent is restarted.
+    pub fn can_be_adopted(&self) -> bool {
+        self.can_be_adopted
     }
 
     /// The process ends, and all servers with it.
@@ -205,26 +210,38 @@ impl Host {
         self.call(|_, inner| Ok(inner.instance)).await
     }
 
-    pub async fn lease(self: &Arc<Self>, generation: Generation, deadline: Instant) -> Result<(), Refused> {
+    pub async fn lease(self: &Arc<Self>, lease: Told, mut first: u64) -> Result<(), Refused> {
+        let Told { generation, mut deadline } = lease;
         self.call(move |host, inner| {
             if let Some((known, until)) = inner.lease {
                 if generation < known {
                     return Err(Refused::Overtaken);
                 }
-                if generation == known && host.clock.now() >= until && !host.sim.skips_the_fence() {
-                    return Err(Refused::Conflict);
+                if generation == known {
+                    if host.clock.now() >= until && !host.sim.skips_the_fence() {
+                        return Err(Refused::Conflict);
+                    }
+                    (deadline, first) = (deadline.max(until), first.max(inner.first));
                 }
             }
-            inner.lease = Some((generation, deadline));
+            (inner.lease, inner.first) = (Some((generation, deadline)), first);
             Ok(())
         })
         .await
     }
 
+    pub async fn told(self: &Arc<Self>) -> Result<Option<Told>, Refused> {
+        self.call(|_, inner| Ok(inner.lease.map(|(generation, deadline)| Told { generation, deadline }))).await
+    }
+
     pub async fn list(self: &Arc<Self>) -> Result<Vec<Listed>, Refused> {
         self.call(move |_, inner| {
-            let listed =
-                |(uid, run): (&ServerUid, &Run)| Listed { uid: uid.clone(), epoch: run.epoch, phase: run.phase };
+            let listed = |(uid, run): (&ServerUid, &Run)| Listed {
+                uid: uid.clone(),
+                epoch: run.epoch,
+                generation: run.generation,
+                phase: run.phase,
+            };
             Ok(inner.servers.iter().map(listed).collect())
         })
         .await
@@ -388,8 +405,11 @@ fn changed(instance: u64, run: &Run, since: Option<Mark>) -> Option<State<Bytes>
     (since != Some(mark)).then(|| State { mark, version: VERSION, body: body(&run.writes) })
 }
 
-/// A call that a later one has overtaken does nothing.
+/// A call that a later one has overtaken does nothing, nor does one of an earlier agent.
 fn newest(inner: &mut Inner, uid: &ServerUid, epoch: Epoch, attempt: u64) -> Result<(), Refused> {
+    if attempt < inner.first {
+        return Err(Refused::Overtaken);
+    }
     let seen = inner.seen.entry(uid.clone()).or_default();
     if (epoch, attempt) < *seen {
         return Err(Refused::Overtaken);

@@ -160,6 +160,9 @@ fn unwell(sim: &Arc<Sim>) -> Option<String> {
     if let Some(pod) = pods.iter().find(|pod| pod.is_deleting()) {
         return Some(format!("{} is not drained: it has {:?}", pod.uid, pod.agent().holds()));
     }
+    if let Some(pod) = pods.iter().find(|pod| !pod.agent().has_adopted()) {
+        return Some(format!("{} does not hold all that goes on there", pod.uid));
+    }
     for server in &sim.servers {
         let by: Vec<&PodUid> = pods.iter().filter(|pod| pod.host.serves(server)).map(|pod| &pod.uid).collect();
         if by.len() != 1 {

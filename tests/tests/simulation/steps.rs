@@ -45,10 +45,12 @@ pub enum Step {
     Insure,
     /// It is stopped, and its last state written as a Release.
     Release,
+    /// It goes on beside a restarted agent, which has not written of it yet.
+    Adopt,
 }
 
 impl Step {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Idle,
         Self::Claim,
         Self::Start,
@@ -65,6 +67,7 @@ impl Step {
         Self::Durable,
         Self::Insure,
         Self::Release,
+        Self::Adopt,
     ];
 }
 

@@ -16,6 +16,12 @@ fn alive(counter: u64) -> from_agent::Body {
     from_agent::Body::Status(Status { host_ready: true, types, heartbeat, lease_ms, ..Status::default() })
 }
 
+fn is_answered(story: &mut Story, counter: u64) -> bool {
+    story.take(1);
+    story.says(1, alive(counter));
+    story.take(1).contains(&to_agent::Body::Heard(beat(counter)))
+}
+
 /// Pods 1 and 2; server 1 is held by pod 1, whose agent was heard of at 1 s and whose session then ended.
 fn with_silent_owner() -> Story {
     let mut story = Story::with_pods(&[1, 2]);
@@ -37,6 +43,34 @@ fn a_heartbeat_is_answered_with_its_own_number() {
     assert!(answers.contains(&to_agent::Body::Heard(beat(5))), "{answers:?}");
     story.says(1, from_agent::Body::Status(Status { host_ready: true, ..Status::default() }));
     assert!(!story.take(1).iter().any(|body| matches!(body, to_agent::Body::Heard(_))), "it was none");
+}
+
+/// Its agent would count its lease from there, while the operator counts the pod's silence from the later one.
+#[test]
+fn a_heartbeat_before_one_that_was_heard_is_not_answered() {
+    let mut story = Story::with_pods(&[1]);
+    assert!(is_answered(&mut story, 5));
+    assert!(!is_answered(&mut story, 3));
+    assert!(is_answered(&mut story, 6));
+}
+
+#[test]
+fn a_restarted_agent_is_asked_for_what_goes_on_beside_it_and_nobody_else_is() {
+    let mut story = with_silent_owner();
+    story.pass(3_000);
+    story.open_starting(3, 1, vec![], &[1]);
+    let assigns = story.assigns();
+    assert_eq!(assigns.len(), 1);
+    let (to, assign) = &assigns[0];
+    assert_eq!((*to, assign.superseded_epoch, assign.superseded_pod_uid.as_str()), (3, 3, "pod-1"));
+    assert!(assign.spec_json.contains("room"), "it knows no spec any more: {assign:?}");
+    story.says(3, from_agent::Body::AssignFailed(failed(assign, Why::Store)));
+    story.pass(1_000);
+    let again = story.assigns();
+    assert!(!again.is_empty() && again.iter().all(|(to, _)| *to == 3), "its store is away: {again:?}");
+    story.says(3, from_agent::Body::Held(held(1, 3)));
+    story.pass(LEASE * 2);
+    assert_eq!(story.assigns(), []);
 }
 
 #[test]

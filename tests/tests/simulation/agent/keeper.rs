@@ -7,12 +7,13 @@ use std::{
 
 use handoff::{
     Generation, Instant, PodUid,
+    adopt::Told,
     lease::{Heartbeat, Lease, Standing},
     log::Writer,
 };
 use tokio::time::{self, sleep, timeout};
 
-use super::{APPEND, Agent, recover};
+use super::{APPEND, Agent, adopt, recover};
 use crate::{faults::Mutation, host::Refused, lock, process::Clock, sim::Sim, watch};
 
 /// Until the pool's settings say otherwise.
@@ -87,6 +88,31 @@ impl Keeper {
 
     pub fn set_duration(&self, duration: Duration) {
         self.change(|lease, _| lease.set_duration(duration));
+    }
+
+    pub fn resume(&self, told: Told) {
+        self.change(|lease, now| {
+            let counter = u64::try_from(now.0.as_micros()).unwrap_or(u64::MAX);
+            lease.resume(Heartbeat { generation: told.generation, counter }, told.deadline, now);
+        });
+    }
+
+    /// Begins a generation later than this one, unless the present one is.
+    pub fn begin_after(&self, generation: Generation, now_ms: u64) {
+        self.change(|lease, _| {
+            if lease.generation() <= generation {
+                lease.begin(Generation(now_ms.max(generation.0 + 1)));
+            }
+        });
+    }
+
+    pub fn counts(&self) -> Duration {
+        self.change(|lease, _| lease.counts())
+    }
+
+    fn lent(&self) -> Option<Told> {
+        let View { generation, deadline, .. } = self.view.get();
+        deadline.map(|deadline| Told { generation, deadline })
     }
 
     pub fn holds(&self, generation: Generation) -> bool {
@@ -191,9 +217,17 @@ async fn fence(agent: &Arc<Agent>) {
         agent.lease.change(|lease, _| lease.begin(Generation(agent.sim.now_ms())));
         return;
     }
+    let lent = agent.lease.lent();
     lock(&agent.servers).clear();
+    for uid in std::mem::take(&mut *lock(&agent.adopting)).into_keys() {
+        lock(&agent.starting).remove(&uid);
+    }
     let leftovers = recover::freeze_leftovers(agent).await;
-    agent.lease.change(|lease, _| lease.begin(Generation(agent.sim.now_ms())));
+    let over = match lent {
+        Some(lent) => adopt::end(agent, lent).await,
+        None => agent.lease.writer().generation,
+    };
+    agent.lease.begin_after(over, agent.sim.now_ms());
     agent.process.spawn(recover::release_leftovers(agent.clone(), leftovers));
 }
 
@@ -206,7 +240,7 @@ pub(super) async fn tell_host(agent: Arc<Agent>) {
         let told = match (host, now.deadline) {
             (Some(instance), _) if !agent.host.knows_leases() => Some((instance, now.generation)),
             (Some(instance), Some(deadline)) if now.standing == Standing::Alive => {
-                tell(&agent, instance, now.generation, deadline).await
+                tell(&agent, instance, Told { generation: now.generation, deadline }).await
             }
             _ => agent.lease.told.get().filter(|(instance, _)| host == Some(*instance)),
         };
@@ -221,13 +255,9 @@ pub(super) async fn tell_host(agent: Arc<Agent>) {
     }
 }
 
-async fn tell(
-    agent: &Arc<Agent>,
-    instance: u64,
-    generation: Generation,
-    deadline: Instant,
-) -> Option<(u64, Generation)> {
-    match timeout(TELL.0, agent.host.lease(generation, deadline)).await {
+async fn tell(agent: &Arc<Agent>, instance: u64, lease: Told) -> Option<(u64, Generation)> {
+    let generation = lease.generation;
+    match timeout(TELL.0, agent.host.lease(lease, agent.first_attempt)).await {
         Ok(Ok(())) => Some((instance, generation)),
         Ok(Err(Refused::Conflict)) => {
             agent.lease.change(|lease, _| {

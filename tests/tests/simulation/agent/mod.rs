@@ -1,6 +1,7 @@
 //! One agent: the real machines, and around them what the agent's own edges do, without sockets. Each file here does
 //! what the file of that name in `agent/src` does.
 
+mod adopt;
 mod drain;
 mod give;
 mod keeper;
@@ -37,7 +38,7 @@ use wire::session::{self as words, from_agent, gone::How};
 pub use self::give::{FromSource, FromTarget};
 use self::keeper::Keeper;
 use crate::{
-    host::{CALL, Host},
+    host::{CALL, Host, Listed},
     lock,
     net::{Node, Sender},
     process::{Clock, Process},
@@ -173,6 +174,8 @@ pub struct Agent {
     servers: Mutex<BTreeMap<ServerUid, Arc<Server>>>,
     receiving: Mutex<Receiving>,
     starting: Mutex<BTreeSet<ServerUid>>,
+    /// What goes on from before a restart, and is not held yet.
+    adopting: Mutex<BTreeMap<ServerUid, Listed>>,
     moves: Mutex<BTreeMap<ServerUid, watch::Sender<bool>>>,
     silent: Silent,
     operator: Mutex<Option<Sender<from_agent::Body>>>,
@@ -183,6 +186,7 @@ pub struct Agent {
     report: Mutex<Option<words::DrainReport>>,
     freezes: Arc<Semaphore>,
     starts: Semaphore,
+    first_attempt: u64,
     attempts: AtomicU64,
 }
 
@@ -203,6 +207,7 @@ impl Agent {
             servers: Mutex::default(),
             receiving: Mutex::default(),
             starting: Mutex::default(),
+            adopting: Mutex::default(),
             moves: Mutex::default(),
             silent: Silent::default(),
             operator: Mutex::default(),
@@ -213,12 +218,13 @@ impl Agent {
             report: Mutex::default(),
             freezes: Arc::new(Semaphore::new(1)),
             starts: Semaphore::new(STARTS_AT_ONCE),
+            first_attempt: sim.now_ms() << 16,
             attempts: AtomicU64::new(sim.now_ms() << 16),
         });
         host.is_behind(&agent);
         let running = agent.clone();
         agent.process.spawn(async move {
-            let leftovers = recover::freeze_leftovers(&running).await;
+            let leftovers = adopt::take_up(&running).await;
             running.process.spawn(recover::watch_host(running.clone()));
             running.process.spawn(keeper::keep(running.clone()));
             running.process.spawn(keeper::tell_host(running.clone()));
@@ -354,6 +360,11 @@ impl Agent {
     pub async fn sync_now(self: &Arc<Self>, uid: &ServerUid) -> bool {
         let Some(server) = self.get(uid) else { return false };
         release::sync(self, &server).await || server.held().handed_off
+    }
+
+    /// Whether all that goes on from before a restart is held again.
+    pub fn has_adopted(&self) -> bool {
+        lock(&self.adopting).is_empty()
     }
 
     /// What this agent holds, for people.

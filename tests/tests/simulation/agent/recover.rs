@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use handoff::{
-    Sequence, ServerId,
-    log::{Authority, Header, Kind},
+    Sequence, ServerId, adopt,
+    log::{Authority, Header},
     source::Final,
 };
 use store::{AppendError, Body, Draft, Log, ReadError};
@@ -67,14 +67,24 @@ pub(super) struct Leftover {
     last: Option<Final<Bytes>>,
 }
 
-/// Before the first session: nothing that this agent does not hold may serve, so that its inventory is true.
+/// At the end of a lease: nothing that this agent does not hold may serve, so that its inventory is true.
 pub(super) async fn freeze_leftovers(agent: &Arc<Agent>) -> Vec<Leftover> {
-    let listed = loop {
+    let listed = list(agent).await;
+    freeze(agent, listed).await
+}
+
+/// All that the host has, once it says so.
+pub(super) async fn list(agent: &Arc<Agent>) -> Vec<Listed> {
+    loop {
         if let Ok(Ok(listed)) = timeout(CALL, agent.host.list()).await {
-            break listed;
+            return listed;
         }
         time::sleep(LOOK).await;
-    };
+    }
+}
+
+/// Ends these.
+pub(super) async fn freeze(agent: &Arc<Agent>, listed: Vec<Listed>) -> Vec<Leftover> {
     let (frozen, mut all) = mpsc::unbounded_channel();
     for server in listed {
         let (agent, frozen) = (agent.clone(), frozen.clone());
@@ -146,8 +156,6 @@ async fn write(agent: &Arc<Agent>, Leftover { server: listed, last }: &Leftover)
     }
 }
 
-/// A frozen server whose newest record is our own Grant may have been sent: the Grant is repeated with the state, and
-/// its target asked. Any other is released.
 async fn append_last(
     agent: &Arc<Agent>,
     log: &Log,
@@ -156,12 +164,11 @@ async fn append_last(
     last: Final<Bytes>,
 ) -> Result<Header, AppendError> {
     let granted = newest.grantee().map(|grantee| grantee.handoff);
-    let sent = listed.phase == host::Phase::Frozen && granted.is_some();
     let body = match last {
         Final::State(state) => Body::State(store::State { version: state.version, body: state.body }),
         Final::Unchanged(_) => Body::At { sequence: newest.state_at, version: newest.state_version },
     };
-    let kind = if sent { newest.kind.clone() } else { Kind::Release };
+    let kind = adopt::last(newest, listed.phase);
     let draft = Draft { epoch: listed.epoch, kind, writer: agent.lease.writer(), body };
     let authority = Authority::Owner { epoch: listed.epoch, granted };
     log.append(&authority, draft, newest.sequence, Instant::now() + APPEND).await

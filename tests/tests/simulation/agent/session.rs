@@ -85,7 +85,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn hello(agent: &Arc<Agent>) -> Hello {
-    let beat = agent.lease.beat();
+    let (beat, counts) = (agent.lease.beat(), millis(agent.lease.counts()));
     let number = agent.name.trim_start_matches("rooms-");
     Hello {
         protocol: wire::PROTOCOL,
@@ -96,7 +96,7 @@ fn hello(agent: &Arc<Agent>) -> Hello {
         starting: lock(&agent.starting).iter().map(|uid| uid.0.clone()).collect(),
         inventory: agent.all().iter().map(|server| server.report()).collect(),
         heartbeat: beat.map(|(heartbeat, _)| heartbeat.into()),
-        lease_ms: if agent.pool.get() { beat.map_or(0, |(_, lease)| millis(lease)) } else { 0 },
+        lease_ms: if agent.pool.get() { beat.map_or(0, |(_, lease)| millis(lease)) } else { 0 }.max(counts),
         ..Hello::default()
     }
 }

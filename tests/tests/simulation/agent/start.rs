@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use wire::session::{self, assign_failed::Why, from_agent, gone::How};
 
 use super::{
-    APPEND, Agent, Moving, Phase, Server,
+    APPEND, Agent, Moving, Phase, Server, adopt,
     release::{next_sync, stopped},
     server_id,
 };
@@ -24,7 +24,7 @@ use crate::{faults::Mutation, host::CALL, lock, steps::Step};
 const TRIES: u32 = 5;
 const LEASE: Duration = Duration::from_secs(5);
 
-struct Failed {
+pub(super) struct Failed {
     why: Why,
     newest: Option<Header>,
     alive: Option<(PodUid, Heartbeat)>,
@@ -43,7 +43,7 @@ pub(super) fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
         agent.tell(from_agent::Body::Held(server.report()));
         return;
     }
-    if !lock(&agent.starting).insert(id.uid.clone()) {
+    if adopt::assigned(agent, &id, &assign) || !lock(&agent.starting).insert(id.uid.clone()) {
         return;
     }
     let starting = agent.clone();
@@ -58,7 +58,13 @@ pub(super) fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
     });
 }
 
-fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
+/// The log says that a server that goes on here is another's.
+pub(super) fn not_ours(newest: Option<Header>) -> Failed {
+    let why = if newest.is_some() { Why::RefusedByLog } else { Why::Corrupt };
+    Failed { newest, ..why.into() }
+}
+
+pub(super) fn report(agent: &Arc<Agent>, assign: &session::Assign, failed: Failed) {
     let uid = assign.server.as_ref().map(|server| server.uid.clone()).unwrap_or_default();
     // Without its nonce, which is drawn by the store and is another every time.
     let newest = failed.newest.as_ref().map(|newest| (newest.epoch, &newest.writer.pod));
@@ -243,7 +249,7 @@ fn refused(refusal: &Refusal, newest: Option<Header>) -> Failed {
 }
 
 #[allow(clippy::needless_pass_by_value)] // for map_err
-fn read_failed(error: ReadError) -> Failed {
+pub(super) fn read_failed(error: ReadError) -> Failed {
     match error {
         ReadError::Unreadable { .. } | ReadError::HintMissing(_) => Why::Corrupt.into(),
         ReadError::Store(_) | ReadError::StateMissing(_) | ReadError::Vanishing(_) => Why::Store.into(),
