@@ -1,6 +1,7 @@
 //! `durable-agent check-host`: speaks to a host as an agent would, and explains where it breaks the contract
 //! (`docs/host-contract.md`).
 
+mod body;
 mod exchange;
 mod lease;
 mod life;
@@ -98,6 +99,7 @@ pub async fn run(options: &Options, tell: impl FnMut(&Outcome)) -> bool {
     checks.make("other paths", &subject, whole::other_paths(&subject)).await;
     checks.make("malformed headers", &subject, whole::malformed(&subject)).await;
     checks.make("connections", &subject, whole::connections(&subject)).await;
+    checks.make("bodies", &subject, body::bodies(&subject)).await;
     checks.make("leases", &subject, lease::lease(&subject)).await;
     checks.make("a large state in", &subject, whole::large_state_in(&subject)).await;
     checks.make("a large state out", &subject, whole::large_state_out(&subject)).await;
