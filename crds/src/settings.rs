@@ -4,7 +4,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
-    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Transfer, TypeOverride,
+    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Sticky, Transfer, TypeOverride,
     limits::{self, Sizes, Times},
 };
 
@@ -33,6 +33,8 @@ pub struct Pool {
     pub prefer_newest_revision: bool,
     /// Even out what pods have.
     pub rebalance: bool,
+    /// What servers stay near to, from the narrowest to the widest.
+    pub sticky: Vec<Near>,
     /// The Service that servers follow.
     pub active_service: Option<String>,
     /// No server is moved while its pod lives.
@@ -62,6 +64,15 @@ pub struct Bucket {
     pub max_requests_per_second: u32,
     /// PEM certificates to trust instead of the public authorities.
     pub ca_bundle: Option<String>,
+}
+
+/// A label of nodes that servers stay near by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// The label.
+    pub label: String,
+    /// How long after a server lost its pod.
+    pub lasts: Duration,
 }
 
 /// How a pod is drained.
@@ -138,6 +149,7 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
         )?,
         prefer_newest_revision: placement.prefer_newest_revision.unwrap_or(true),
         rebalance: placement.rebalance.unwrap_or(false),
+        sticky: sticky(&placement.sticky)?,
         active_service: spec.active_service.clone(),
         paused: spec.paused.unwrap_or(false),
         ahead: spec.handoff_on_shutdown.as_ref().and_then(|handoff| handoff.ahead).unwrap_or(false),
@@ -146,6 +158,18 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
         max_starts: number("spec.recovery.maxConcurrency", recovery.max_concurrency, &limits::CONCURRENCY)?
             .unwrap_or(50),
     })
+}
+
+fn sticky(entries: &[Sticky]) -> Result<Vec<Near>, Invalid> {
+    let near = |(n, entry): (usize, &Sticky)| {
+        let field = format!("spec.placement.sticky[{n}]");
+        if entry.topology_key.is_empty() {
+            return Err(Invalid::new(&format!("{field}.topologyKey"), "write a label of nodes"));
+        }
+        let after = time(&format!("{field}.after"), entry.after.as_ref(), &limits::STICKY)?;
+        Ok(Near { label: entry.topology_key.clone(), lasts: after.unwrap_or(Duration::from_secs(30)) })
+    };
+    entries.iter().enumerate().map(near).collect()
 }
 
 fn bucket(s3: &S3) -> Result<Bucket, Invalid> {

@@ -23,7 +23,7 @@ fn job(n: usize) -> Job {
 }
 
 fn candidate(pod: &str, newest: bool, load: u32, capacity: u32) -> Candidate {
-    Candidate { pod: PodUid(pod.into()), newest, deletion_cost: 0, load, capacity }
+    Candidate { pod: PodUid(pod.into()), newest, deletion_cost: 0, far: 0, load, capacity }
 }
 
 fn plan(candidates: Vec<Candidate>) -> Plan {

@@ -188,6 +188,15 @@ pub struct ReplicaSet {
     pub desired: i32,
 }
 
+/// A node as last seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Pods may be put on it.
+    pub schedulable: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 /// A `Handoff` as last seen.
 #[derive(Clone, Debug)]
 pub struct HandoffObject {
@@ -276,8 +285,8 @@ pub enum Event {
     Pod(Box<Pod>),
     /// Its object is there no more, which says nothing of its containers.
     PodGone(PodUid),
-    /// A node is there or changed; whether pods may be put there.
-    Node(String, bool),
+    /// A node is there or changed, by name.
+    Node(String, Node),
     /// It is there no more.
     NodeGone(String),
     /// A `ReplicaSet` is there or changed.

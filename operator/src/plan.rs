@@ -1,6 +1,11 @@
 //! The standing plan of a pool: where servers of a pod that drains may go. Pure.
 
-use handoff::{PodUid, placement::PodFacts};
+use std::collections::HashMap;
+
+use handoff::{
+    PodUid,
+    placement::{PodFacts, far},
+};
 use wire::session;
 
 /// One pod of the pool.
@@ -27,6 +32,8 @@ pub struct Standing {
     pub targets: Vec<session::Target>,
     /// Pods on their way to become targets.
     pub expected: Vec<PodUid>,
+    /// What the nodes of all pods have of the labels that servers stay near by, if there are any.
+    pub near: HashMap<String, Vec<String>>,
 }
 
 impl Standing {
@@ -40,6 +47,9 @@ impl Standing {
             } else if pod.alive && pod.facts.may_come() {
                 standing.expected.push(pod.facts.pod.clone());
             }
+            if !pod.facts.near.is_empty() {
+                standing.near.insert(pod.facts.pod.0.clone(), pod.facts.near.clone());
+            }
         }
         standing
     }
@@ -47,9 +57,12 @@ impl Standing {
     /// The plan for one pod: never itself.
     #[must_use]
     pub fn without(&self, pod: &PodUid, version: u64) -> session::Plan {
+        let others = self.targets.iter().filter(|target| target.pod_uid != pod.0).cloned();
+        let near = |pod: &str| self.near.get(pod).map(Vec::as_slice).unwrap_or_default();
+        let from = near(&pod.0);
         session::Plan {
             version,
-            targets: self.targets.iter().filter(|target| target.pod_uid != pod.0).cloned().collect(),
+            targets: others.map(|target| session::Target { far: far(from, near(&target.pod_uid)), ..target }).collect(),
             more_expected: self.expected.iter().any(|expected| expected != pod),
         }
     }
@@ -87,6 +100,7 @@ pub fn target(pod: &Candidate) -> session::Target {
         capacity: pod.facts.capacity,
         types: pod.types.clone(),
         deletion_cost: pod.facts.deletion_cost,
+        far: 0,
     }
 }
 

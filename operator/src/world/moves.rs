@@ -231,7 +231,7 @@ impl World {
             () => Ok(Resident {
                 server: uid.clone(),
                 pod: pod.clone(),
-                need: server.need(resolved.max_of_type_per_pod),
+                need: server.need(resolved.max_of_type_per_pod, self.near(server)),
                 priority: resolved.priority,
                 tried: pool.moves.rests.get(uid).map(|rest| rest.tried.clone()).unwrap_or_default(),
             }),

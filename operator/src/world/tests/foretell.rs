@@ -79,7 +79,7 @@ fn a_cordoned_node_is_left_as_foretold() {
         told,
         [(("rooms-1", "rooms-3"), 3), (("rooms-1", "rooms-4"), 6)].map(|((a, b), n)| ((a.into(), b.into()), n)).into()
     );
-    story.event(Event::Node("node".into(), false));
+    story.event(Event::Node("node".into(), Node::default()));
     assert_eq!(happens(&mut story), told);
     assert_eq!(
         ask(&story, If::Node("elsewhere".into())),

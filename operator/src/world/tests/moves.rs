@@ -185,7 +185,7 @@ fn a_cordoned_node_is_left_only_ahead_and_a_shutting_pod_by_its_own_drain() {
     for (ahead, expected) in [(false, 0), (true, 2)] {
         let mut story = story(2, &json!({ "handoffOnShutdown": { "enabled": true, "ahead": ahead } }));
         story.event(Event::Pod(Box::new(Pod { node: "other".into(), ..pod(2) })));
-        story.event(Event::Node("node".into(), false));
+        story.event(Event::Node("node".into(), Node::default()));
         assert_eq!(moves(&mut story).len(), expected);
     }
     let mut story = story(2, &json!({}));
