@@ -225,8 +225,8 @@ pub struct Sticky {
     /// The label, such as `topology.kubernetes.io/zone`.
     #[schemars(length(min = 1, max = limits::MAX_LABEL))]
     pub topology_key: String,
-    /// A server that has lost its pod is started only where this label has the value that it had for that pod, for so long from
-    /// then on; after that the next entry holds, and after the last one any pod will do. Default 30s.
+    /// A server that has lost its pod is started only where this label has the value that it had there, for so long from when it
+    /// could be started elsewhere; after that the next entry holds, and after the last one any pod will do. Default 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = limits::STICKY.rule())]
     pub after: Option<Duration>,

@@ -71,7 +71,7 @@ pub struct Bucket {
 pub struct Near {
     /// The label.
     pub label: String,
-    /// How long after a server lost its pod.
+    /// For how long a server that lost its pod is started nowhere else.
     pub lasts: Duration,
 }
 

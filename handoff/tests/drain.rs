@@ -226,6 +226,15 @@ fn aborts(actions: &[Action]) -> Vec<String> {
     aborted.collect()
 }
 
+#[test]
+fn a_near_pod_comes_before_an_emptier_one_but_not_before_one_of_the_newest_revision() {
+    let far = |far, candidate| Candidate { far, ..candidate };
+    let near = far(0, candidate("near", true, 5, 6));
+    let pods = vec![far(0, candidate("old", false, 0, 9)), far(1, candidate("far", true, 0, 9)), near];
+    let (_, actions) = start((0..2).map(job).collect(), Some(plan(pods)), Limits::default());
+    assert_eq!(handoffs(&actions), [("s0".into(), "near".into()), ("s1".into(), "far".into())]);
+}
+
 fn kept(server: usize, cause: Cause) -> Event {
     Event::HandoffEnded(uid(server), Ended::Kept(cause))
 }

@@ -183,6 +183,18 @@ mod tests {
     }
 
     #[test]
+    fn each_pod_is_told_how_far_the_others_are_from_it() {
+        let near = |name: &str, near: [&str; 2]| with(name, |c| c.facts.near = near.map(Into::into).into());
+        let pods = [near("a", ["z1", "r1"]), near("b", ["z1", "r1"]), near("c", ["z2", "r1"]), near("d", ["z3", ""])];
+        let standing = Standing::of(&pods);
+        let told = |from: &str| standing.without(&PodUid(from.into()), 1).targets;
+        let far = |from| told(from).iter().map(|target| (target.pod.clone(), target.far)).collect::<Vec<_>>();
+        assert_eq!(far("a"), [("b".into(), 0), ("c".into(), 1), ("d".into(), 2)]);
+        assert_eq!(far("d"), [("a".into(), 2), ("b".into(), 2), ("c".into(), 2)]);
+        assert!(Standing::of(&[candidate("a"), candidate("b")]).without(&PodUid("a".into()), 1).targets[0].far == 0);
+    }
+
+    #[test]
     fn loads_alone_are_no_news() {
         let plan = |load| Standing::of(&[with("a", |c| c.facts.load = load)]);
         assert!(!plan(1).differs(&plan(2)));

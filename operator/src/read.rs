@@ -16,7 +16,9 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{DELETION_COST, HandoffObject, Key, Node, Pod, PoolObject, ReplicaSet, ServerObject, clip},
+    model::{
+        DELETION_COST, HandoffObject, Key, Node, Pod, PoolObject, ReplicaSet, SCALE_DOWN_DEADLINE, ServerObject, clip,
+    },
     world::POD_UID_LABEL,
 };
 
@@ -193,6 +195,7 @@ pub fn replica_set(object: &K8sReplicaSet) -> ReplicaSet {
         revision: number(REVISION).parse().unwrap_or_default(),
         desired: number(DESIRED).parse().unwrap_or_default(),
         replicas: object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+        ends: annotation(meta, SCALE_DOWN_DEADLINE).and_then(|time| time.parse().ok()),
     }
 }
 

@@ -233,7 +233,7 @@ mod tests {
 
     fn set(uid: &str, deployment: &str, revision: u64) -> (String, ReplicaSet) {
         let deployment = Some(deployment.to_owned());
-        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 1 })
+        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 1, ends: None })
     }
 
     fn pod_of(set: Option<&str>) -> Pod {

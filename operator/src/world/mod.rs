@@ -301,7 +301,7 @@ impl World {
         self.notice_settled(key, now.mono);
         self.attend(key, now.mono);
         self.publish_plan(key, now.mono);
-        self.move_some(key, now.mono);
+        self.move_some(key, now);
         self.publish_directory(key, now.mono);
         self.report_servers(key, now);
         let empty = |pool: &Pool| pool.object.is_none() && pool.servers.is_empty() && pool.pods.is_empty();
