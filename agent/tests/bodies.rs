@@ -273,7 +273,7 @@ async fn a_server_that_goes_does_not_wait_for_a_body() {
         };
         assert_eq!(served(&answer, 2 * KEPT), follows, "{answer}");
         assert_eq!(answer.starts_with("HTTP/1.1 503"), !follows, "{answer}");
-        assert_eq!(a.host.whole(), []);
+        assert!(a.host.whole().is_empty());
     }
 }
 
@@ -289,7 +289,7 @@ async fn what_a_client_breaks_off_is_broken_off_for_the_host() {
         drop(client);
         until("it breaks off", || b.host.broken.swap(false, Ordering::Relaxed)).await;
         until("it is over", || through.gated.gateway.in_flight() == 0).await;
-        assert_eq!(b.host.whole(), []);
+        assert!(b.host.whole().is_empty());
     }
 }
 
@@ -305,6 +305,19 @@ async fn a_host_has_time_as_long_as_the_body_comes() {
     }
     let answer = client.answer().await;
     assert!(served(&answer, KEPT + 5), "{answer}");
+}
+
+#[tokio::test]
+async fn nothing_passes_that_is_longer_than_any_may_be() {
+    let a = Pod::with("a", NotHere::Never, Limits { longest: 2 << 20, ..Limits::default() }).await;
+    a.serves(3);
+    for length in [Some((2 << 20) + 1), None] {
+        let mut client = a.begin(length, if length.is_some() { 0 } else { (2 << 20) + 1 }).await;
+        let answer = client.hear().await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
+    until("the host sees that it breaks off", || a.host.is_broken()).await;
+    assert!(a.host.whole().is_empty());
 }
 
 #[tokio::test]

@@ -28,8 +28,8 @@ pub use pool::{
 };
 pub use reason::Reason;
 pub use server::{
-    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, NodeLabel, Phase, ReclaimPolicy,
-    RestoreFrom, ServerHandoff,
+    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, NodeLabel, Phase,
+    ReclaimPolicy, RestoreFrom, ServerHandoff,
 };
 pub use size::{ByteSize, MalformedSize};
 

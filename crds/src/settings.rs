@@ -4,7 +4,8 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
-    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Sticky, Transfer, TypeOverride,
+    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Sticky, Transfer,
+    TypeOverride,
     limits::{self, Sizes, Times},
 };
 
@@ -330,6 +331,7 @@ mod tests {
         assert_eq!((pool.host_stop_time, pool.lease_duration), (Duration::from_secs(5), Duration::from_secs(15)));
         assert_eq!((pool.max_servers_per_pod, pool.prefer_newest_revision), (None, true));
         assert_eq!((pool.active_service, pool.paused, pool.ahead, pool.rebalance), (None, false, false, false));
+        assert_eq!(pool.sticky, []);
         assert_eq!(
             pool.drain,
             Drain {
@@ -416,6 +418,14 @@ types: [{name: room, maxServersPerPod: 7, handoffOnShutdown: {enabled: false, pr
                 "spec.sync.interval: `often` is not a duration: write whole numbers with h, m, s or ms, such as 500ms, 30s or 1m30s",
             ),
             ("sync: {interval: 0s}", "spec.sync.interval: write a duration from 1s to 24h"),
+            (
+                "placement: {sticky: [{topologyKey: zone}, {topologyKey: region, after: 2h}]}",
+                "spec.placement.sticky[1].after: write a duration from 0s to 1h",
+            ),
+            (
+                "placement: {sticky: [{topologyKey: ''}]}",
+                "spec.placement.sticky[0].topologyKey: write a label of nodes",
+            ),
             ("recovery: {leaseDuration: 4s}", "spec.recovery.leaseDuration: write a duration from 5s to 10m"),
             (
                 "sync: {maxStateBytes: 64MB}",

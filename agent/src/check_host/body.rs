@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     exchange::{Answered, Came, Exchange},
-    report::{Failure, Verdict},
+    report::Verdict,
     rules,
     subject::{Scratch, Subject},
 };

@@ -35,26 +35,48 @@ const STALLED: Duration = Duration::from_secs(30);
 /// Kept bytes that are sent again at once.
 const CHUNK: usize = 64 << 10;
 
+/// How much of a body is taken, bytes.
+#[derive(Clone, Copy)]
+pub struct Most {
+    /// Of one that is kept.
+    pub kept: usize,
+    /// Of any.
+    pub passed: u64,
+}
+
 /// What is sent on, in one try.
 pub type Outgoing = Either<Full<Bytes>, Streamed>;
 
 /// A request's body, as it came.
 pub enum Taken {
-    /// All of it, and the room that it takes.
-    Whole(Bytes, Option<Buffer>),
+    /// All of it.
+    Whole {
+        /// What the client sent.
+        bytes: Bytes,
+        /// Given back with it.
+        _room: Option<Buffer>,
+    },
     /// The rest comes while it is passed on.
     Stream(Stream),
 }
 
 impl Taken {
+    /// An empty one.
+    pub fn none() -> Self {
+        Self::Whole { bytes: Bytes::new(), _room: None }
+    }
+
     /// Reads as much of it as must be here before the request is sent on.
-    pub async fn read(body: Incoming, max: usize, room: Buffer) -> Result<Self, Refusal> {
+    pub async fn read(body: Incoming, most: Most, room: Buffer) -> Result<Self, Refusal> {
         if body.is_end_stream() {
-            return Ok(Self::Whole(Bytes::new(), None));
+            return Ok(Self::none());
         }
         let length = body.size_hint().exact();
-        let mut reading = Reading { body, max, room, first: Bytes::new(), more: BytesMut::new() };
-        if length.is_some_and(|length| length > max as u64) {
+        if length.is_some_and(|length| length > most.passed) {
+            return Err(too_large(most));
+        }
+        let mut reading = Reading { body, most, room, first: Bytes::new(), more: BytesMut::new() };
+        if length.is_some_and(|length| length > most.kept as u64) {
             return Ok(Self::Stream(reading.stream()));
         }
         let within = if length.is_some() { SEND_BODY } else { SHORT };
@@ -72,7 +94,7 @@ impl Taken {
     /// For one more try, which ends those before it. What passes through a gate passes while that is open.
     pub fn send(&self, gate: Option<Gate>) -> Outgoing {
         match self {
-            Self::Whole(bytes, _) => Either::Left(Full::new(bytes.clone())),
+            Self::Whole { bytes, .. } => Either::Left(Full::new(bytes.clone())),
             Self::Stream(stream) => Either::Right(stream.send(gate)),
         }
     }
@@ -80,7 +102,7 @@ impl Taken {
     /// The stream, if it is one.
     pub fn stream(&self) -> Option<&Stream> {
         match self {
-            Self::Whole(..) => None,
+            Self::Whole { .. } => None,
             Self::Stream(stream) => Some(stream),
         }
     }
@@ -89,7 +111,7 @@ impl Taken {
 /// A body of which a part is here.
 struct Reading {
     body: Incoming,
-    max: usize,
+    most: Most,
     room: Buffer,
     /// Most bodies come in one piece, which is not copied.
     first: Bytes,
@@ -112,7 +134,7 @@ impl Reading {
                 }
                 self.more.extend_from_slice(&data);
             }
-            if self.first.len().max(self.more.len()) > self.max {
+            if self.first.len().max(self.more.len()) > self.most.kept {
                 return Ok(false);
             }
         }
@@ -121,14 +143,15 @@ impl Reading {
 
     fn whole(self) -> Taken {
         let bytes = if self.more.is_empty() { self.first } else { self.more.freeze() };
-        Taken::Whole(bytes, Some(self.room))
+        Taken::Whole { bytes, _room: Some(self.room) }
     }
 
     fn stream(self) -> Stream {
         let kept = if self.more.is_empty() { BytesMut::from(self.first) } else { self.more };
         Stream(Arc::new(Mutex::new(Flow {
             body: self.body,
-            max: self.max,
+            most: self.most,
+            length: kept.len() as u64,
             room: self.room,
             kept: Some(kept),
             came: Came::Part,
@@ -148,12 +171,16 @@ enum Came {
     Broken,
     /// Its client sent nothing for too long.
     Stalled,
+    /// It is longer than any may be.
+    TooLarge,
 }
 
 /// A body of which more comes.
 struct Flow {
     body: Incoming,
-    max: usize,
+    most: Most,
+    /// How much came so far.
+    length: u64,
     room: Buffer,
     /// All that came so far; `None` once that was too much.
     kept: Option<BytesMut>,
@@ -169,7 +196,7 @@ impl Flow {
     /// Keeps a piece that is passed on, if it is not too much now.
     fn keep(&mut self, data: &[u8]) {
         let Some(kept) = &mut self.kept else { return };
-        if kept.len() + data.len() <= self.max && self.room.take(data.len()).is_ok() {
+        if kept.len() + data.len() <= self.most.kept && self.room.take(data.len()).is_ok() {
             kept.extend_from_slice(data);
         } else {
             self.kept = None;
@@ -223,9 +250,11 @@ impl Stream {
 
     /// What is wrong with it.
     pub fn fault(&self) -> Option<Refusal> {
-        match self.flow().came {
+        let flow = self.flow();
+        match flow.came {
             Came::Part | Came::All => None,
             Came::Broken => Some(broke_off()),
+            Came::TooLarge => Some(too_large(flow.most)),
             Came::Stalled => {
                 let stalled = format!("nothing more of the body came within {STALLED:?}");
                 Some(Refusal::new(StatusCode::REQUEST_TIMEOUT, stalled))
@@ -236,6 +265,11 @@ impl Stream {
 
 fn broke_off() -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, "the body broke off")
+}
+
+fn too_large(most: Most) -> Refusal {
+    let message = format!("the body is larger than {} bytes", most.passed);
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 
 /// One try to send it. An error breaks the request off for whoever receives it.
@@ -250,17 +284,24 @@ pub struct Streamed {
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
+/// Ends a try, saying why to the log.
+fn cut<T>(why: &'static str) -> Poll<Option<Result<T, BoxError>>> {
+    Poll::Ready(Some(Err(why.into())))
+}
+
 impl Streamed {
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
         let stream = self.stream.clone();
         let mut flow = stream.flow();
         if flow.sending != self.sending {
-            return Poll::Ready(Some(Err("the request goes elsewhere".into())));
+            return cut("it goes elsewhere");
         }
         if self.gate.as_ref().is_some_and(Gate::is_closed) {
-            return Poll::Ready(Some(Err("the lease is over".into())));
+            return cut("the lease is over");
         }
-        if let Some(rest) = flow.kept.as_ref().map(|kept| &kept[self.at.min(kept.len())..]).filter(|rest| !rest.is_empty()) {
+        if let Some(rest) =
+            flow.kept.as_ref().map(|kept| &kept[self.at.min(kept.len())..]).filter(|rest| !rest.is_empty())
+        {
             let chunk = Bytes::copy_from_slice(&rest[..rest.len().min(CHUNK)]);
             self.at += chunk.len();
             flow.moved = Instant::now();
@@ -269,7 +310,7 @@ impl Streamed {
         match flow.came {
             Came::Part => {}
             Came::All => return Poll::Ready(None),
-            Came::Broken | Came::Stalled => return Poll::Ready(Some(Err("the client did not send all of it".into()))),
+            Came::Broken | Came::Stalled | Came::TooLarge => return cut("not all of it came"),
         }
         flow.reader = Some(cx.waker().clone());
         loop {
@@ -278,7 +319,7 @@ impl Streamed {
                 Poll::Pending => {
                     ready!(self.stalled.as_mut().poll(cx));
                     flow.came = Came::Stalled;
-                    return Poll::Ready(Some(Err("the client sent nothing for too long".into())));
+                    return cut("its client sends nothing more");
                 }
             };
             flow.moved = Instant::now();
@@ -290,6 +331,11 @@ impl Streamed {
                 }
                 Ok(Some(frame)) => {
                     let Ok(data) = frame.into_data() else { continue };
+                    flow.length += data.len() as u64;
+                    if flow.length > flow.most.passed {
+                        flow.came = Came::TooLarge;
+                        return cut("it is too large");
+                    }
                     flow.keep(&data);
                     self.at += data.len();
                     // Of a body whose length is known, the host has all with the last byte.
@@ -330,8 +376,7 @@ mod tests {
         metrics::Metrics,
     };
 
-    /// Most that is kept.
-    const MAX: usize = 10;
+    const MOST: Most = Most { kept: 10, passed: 1000 };
 
     /// Has `check` look at a body, said to be of 100 bytes, of which these come at first.
     async fn with<F: Future<Output = ()>>(first: &str, check: impl Fn(Stream, DuplexStream) -> F) {
@@ -341,7 +386,7 @@ mod tests {
         let client = Mutex::new(Some(client));
         let service = service_fn(async |request: Request<Incoming>| {
             let room = Bounds::new(&Limits::default(), Metrics::new().unwrap()).enter("lobby").unwrap().buffer();
-            let Ok(Taken::Stream(stream)) = Taken::read(request.into_body(), MAX, room).await else { panic!() };
+            let Ok(Taken::Stream(stream)) = Taken::read(request.into_body(), MOST, room).await else { panic!() };
             check(stream, client.lock().unwrap().take().unwrap()).await;
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
         });

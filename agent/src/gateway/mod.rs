@@ -114,6 +114,8 @@ pub struct Limits {
     pub connections: usize,
     /// What is kept of one request's body, bytes, so that it can be routed again. A longer one is passed on as it comes.
     pub body: usize,
+    /// Body of one request, bytes.
+    pub longest: u64,
     /// Kept bodies together, bytes.
     pub buffered: usize,
     /// Requests that wait for their server at once.
@@ -131,6 +133,7 @@ impl Default for Limits {
         Self {
             connections: 10_000,
             body: 2 << 20,
+            longest: 256 << 20,
             buffered: 64 << 20,
             held: 4096,
             hold: Duration::from_secs(4),

@@ -1,4 +1,5 @@
-//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests, and one for sockets.
+//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests, one for sockets, and one for
+//! long bodies.
 //!
 //! When a server moves, everyone who waited for it is sent on at once. With a connection a request that would be a
 //! storm of connects, just when both pods are busiest; here it is a frame on a connection that is there.
@@ -45,13 +46,15 @@ pub enum Purpose {
     /// Sockets, whose clients may stop to read for long: what waits for them fills a connection's window, which would stop
     /// the requests on it too.
     Sockets,
+    /// Requests whose bodies come as they are passed on: what a busy host has not read yet fills a connection's window, too.
+    Bodies,
 }
 
 impl Purpose {
     /// Bytes of answers under way: on one request or socket, and on the connection.
     const fn windows(self) -> (u32, u32) {
         match self {
-            Self::Requests => (1 << 20, 16 << 20),
+            Self::Requests | Self::Bodies => (1 << 20, 16 << 20),
             Self::Sockets => (64 << 10, 64 << 20),
         }
     }

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::Bytes;
 use hyper::{
     Method, Request, StatusCode, Uri, Version,
     body::Incoming,
@@ -23,7 +22,7 @@ use crate::{
     gate::Gate,
     gateway::{
         answer::Refusal,
-        body::{Outgoing, Stream, Taken},
+        body::{Most, Outgoing, Stream, Taken},
         bounds::Buffer,
     },
     host::header,
@@ -106,12 +105,22 @@ impl Call {
             let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
             headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(|_| no_server())?);
         }
-        Ok(Self { name, hops, forward, opens_socket, method, headers, whole, stripped, body: Taken::Whole(Bytes::new(), None) })
+        Ok(Self {
+            name,
+            hops,
+            forward,
+            opens_socket,
+            method,
+            headers,
+            whole,
+            stripped,
+            body: Taken::none(),
+        })
     }
 
     /// Reads the body, or as much of it as must be here before the request is sent on.
-    pub async fn take_body(&mut self, body: Incoming, max: usize, room: Buffer) -> Result<(), Refusal> {
-        self.body = Taken::read(body, max, room).await?;
+    pub async fn take_body(&mut self, body: Incoming, most: Most, room: Buffer) -> Result<(), Refusal> {
+        self.body = Taken::read(body, most, room).await?;
         Ok(())
     }
 

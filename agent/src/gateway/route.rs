@@ -1,13 +1,6 @@
 //! Where a request goes: to the host, to another gateway, or nowhere until either is known.
 
-use std::{
-    future::pending,
-    net::SocketAddr,
-    pin::pin,
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::pending, net::SocketAddr, pin::pin, str::FromStr, sync::Arc, time::Duration};
 
 use handoff::{Epoch, PodUid, ServerUid};
 use hyper::{
@@ -22,7 +15,7 @@ use crate::{
     gateway::{
         Inner,
         answer::{InFlight, Passed, Payload, Refusal, UnderWay},
-        body::Stream,
+        body::{Most, Stream},
         bounds::Visit,
         peers::Purpose,
         request::{Call, Origin, strip_connection},
@@ -109,7 +102,8 @@ impl Inner {
         visit: &Arc<Visit>,
         hold: &mut Hold,
     ) -> Result<Answered, Refusal> {
-        call.take_body(body, self.limits.body, visit.buffer()).await?;
+        let most = Most { kept: self.limits.body, passed: self.limits.longest };
+        call.take_body(body, most, visit.buffer()).await?;
         loop {
             let found = self.routes.find(&call.name);
             let tried = match &found {
@@ -199,7 +193,11 @@ impl Inner {
                 call.hops + 1
             )));
         }
-        let purpose = if call.opens_socket { Purpose::Sockets } else { Purpose::Requests };
+        let purpose = match call.stream() {
+            _ if call.opens_socket => Purpose::Sockets,
+            Some(_) => Purpose::Bodies,
+            None => Purpose::Requests,
+        };
         let sending = self.peers.send(gateway, pod, purpose, call.to_peer(gateway));
         let mut answer = match self.send(call, sending, "the owner's gateway").await {
             Ok(answer) => answer,
@@ -314,7 +312,9 @@ fn is_endless(headers: &HeaderMap) -> bool {
 
 /// The host or gateway that did not take a request has had too much of its body.
 fn spent(name: &str, why: &str) -> Refusal {
-    Refusal::later(format!("the request was not given to server {name} ({why}), and its body is too long to be kept: send it again"))
+    Refusal::later(format!(
+        "the request was not given to server {name} ({why}), and its body is too long to be kept: send it again"
+    ))
 }
 
 fn unknown(name: &str) -> Refusal {

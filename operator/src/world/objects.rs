@@ -10,7 +10,9 @@ use wire::session::{Settings, to_agent};
 
 use super::{PodEntry, Server, World, bury::Deletion};
 use crate::{
-    model::{Effect, Key, Kind, Malformed, Node, Note, Now, Pod, PoolObject, Refusal, ReplicaSet, ServerObject, What, Write},
+    model::{
+        Effect, Key, Kind, Malformed, Node, Note, Now, Pod, PoolObject, Refusal, ReplicaSet, ServerObject, What, Write,
+    },
     ownership::Ownership,
     status,
 };
