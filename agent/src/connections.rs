@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
 use hyper::{
     Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
@@ -26,6 +25,8 @@ use tokio::{
     net::UnixStream,
     time::{Instant, timeout},
 };
+
+use crate::gateway::Outgoing;
 
 /// A connection idle for longer than this is not used again. Shorter than the 5 s after which some HTTP servers that
 /// a host may be written with close theirs.
@@ -48,7 +49,7 @@ pub enum SendError {
     Broken(String),
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+type Sender = SendRequest<Outgoing>;
 
 struct Parked {
     sender: Sender,
@@ -70,7 +71,7 @@ impl Connections {
     }
 
     /// Sends a request and returns the answer as soon as its head is here.
-    pub async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
+    pub async fn send(&self, mut request: Request<Outgoing>) -> Result<Response<Lent>, SendError> {
         while let Some(mut sender) = self.take() {
             match sender.try_send_request(request).await {
                 Ok(answer) => return Ok(self.lend(sender, answer)),

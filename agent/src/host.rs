@@ -19,7 +19,7 @@ use handoff::{
     adopt::Told,
     source::{Final, Mark, State},
 };
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::Body,
@@ -33,6 +33,7 @@ use tokio::time::timeout;
 use crate::{
     connections::{Connections, Lent, SendError},
     gate::Gate,
+    gateway::Outgoing,
     lease::boot_time,
 };
 
@@ -382,7 +383,7 @@ impl HostClient {
     }
 
     /// Passes a user's request on. The answer's body is streamed.
-    pub async fn forward(&self, request: Request<Full<Bytes>>) -> Result<Response<Lent>, SendError> {
+    pub async fn forward(&self, request: Request<Outgoing>) -> Result<Response<Lent>, SendError> {
         let over = || HostError::LeaseOver.to_string();
         if self.gate.is_closed() {
             return Err(SendError::NotSent(over()));
@@ -422,7 +423,7 @@ impl HostClient {
     ) -> Result<Answer, HostError> {
         let request = request
             .header(HOST, HeaderValue::from_static("durable"))
-            .body(Full::new(body))
+            .body(Either::Left(Full::new(body)))
             .map_err(|error| HostError::Invalid(format!("the call cannot be written as HTTP: {error}")))?;
         let exchange = async {
             let (head, body) = self.connections.send(request).await?.into_parts();

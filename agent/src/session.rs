@@ -242,6 +242,7 @@ fn standing_plan(plan: session::Plan) -> StandingPlan {
             pod: reached.pod.clone(),
             newest: target.newest,
             deletion_cost: target.deletion_cost,
+            far: target.far,
             load: target.load,
             capacity: target.capacity,
         });

@@ -334,9 +334,28 @@ const BROKEN: &[(&str, &str, &str, [&str; 3])] = &[
     ),
     (
         "a body is left unread",
-        "body = self.rfile.read(min(length, MAX_STATE))",
-        "body = b\"\" if length == 1 << 16 else self.rfile.read(min(length, MAX_STATE))",
+        "            body = self.body()\n",
+        "            body = b\"\" if self.headers[\"Content-Length\"] == str(1 << 16) else self.body()\n",
         ["connections", "", "Every answer leaves its connection"],
+    ),
+    (
+        "half a body is taken for all of it",
+        "if len(part) < length:",
+        "if False:",
+        ["bodies", "200, revision", "A request's body comes"],
+    ),
+    (
+        "chunks are not understood",
+        "if self.headers.get(\"Transfer-Encoding\", \"\").lower() != \"chunked\":",
+        "if True:",
+        ["bodies", "before its body was whole", "A request's body comes"],
+    ),
+    (
+        "a body is read in the server's turn",
+        "            body = self.body()\n",
+        "            server = SERVERS.get(self.headers.get(\"Durable-Uid\"))\n            \
+         with server.turn if server else threading.Lock():\n                body = self.body()\n",
+        ["bodies", "did not answer within", "A request is being handled only once"],
     ),
     (
         "a connection for each call",
@@ -434,8 +453,8 @@ async fn every_broken_host_is_found_out() {
 /// Nothing if the first failure is the one that is expected.
 async fn explains((what, replace, with, expected): &(&str, &str, &str, [&str; 3])) -> Option<String> {
     let python = Python::start(replace, with).await;
-    // No host has to answer in a second; only the one that never does is to be found soon.
-    let timeout_seconds = if *what == "never an answer" { 1 } else { 20 };
+    // No host has to answer in a second; only those that never do are to be found soon.
+    let timeout_seconds = if expected[1] == "did not answer within" { 1 } else { 20 };
     let options = Options { max_state_bytes: 1 << 20, timeout_seconds, ..options(python.dir.path()) };
     let (printed, passed) = check(&options).await;
     let first = printed.split("FAIL  ").nth(1).unwrap_or_default().split("\npass").next().unwrap_or_default();

@@ -20,7 +20,7 @@ use handoff::{
     adopt::Told,
     log::{Authority, Kind, Writer},
 };
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::Request;
 use store::{
     Body, Draft, Heartbeats, Log, Memory, StoreError,
@@ -110,7 +110,7 @@ impl Scene {
             .header("durable-server", "ns/a")
             .header("durable-uid", "u-1")
             .header("durable-epoch", 1)
-            .body(Full::new(Bytes::from(text)))
+            .body(Either::Left(Full::new(Bytes::from(text))))
             .unwrap();
         self.agent.host.forward(request).await.ok().map(|answer| answer.status().as_u16())
     }
@@ -263,7 +263,7 @@ async fn a_host_that_slept_past_its_deadline_serves_nothing() {
         .header("host", "x")
         .header("durable-uid", "u-1")
         .header("durable-epoch", 1)
-        .body(Full::new(Bytes::from("late")))
+        .body(Either::Left(Full::new(Bytes::from("late"))))
         .unwrap();
     let woken = async {
         time::sleep(Duration::from_millis(100)).await;

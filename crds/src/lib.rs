@@ -24,12 +24,12 @@ pub use generate::{all, file_name, to_yaml};
 pub use handoff::{Handoff, HandoffPhase, HandoffSpec, HandoffStatus, Trigger};
 pub use pool::{
     DurableServerPool, DurableServerPoolSpec, DurableServerPoolStatus, Placement, PoolHandoff, Recovery, S3, SecretRef,
-    Store, SyncPolicy, Transfer, TypeHandoff, TypeOverride,
+    Sticky, Store, SyncPolicy, Transfer, TypeHandoff, TypeOverride,
 };
 pub use reason::Reason;
 pub use server::{
-    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, Phase, ReclaimPolicy,
-    RestoreFrom, ServerHandoff,
+    DurableServer, DurableServerSpec, DurableServerStatus, HandoffOutcome, LastHandoff, NodeLabel, Phase,
+    ReclaimPolicy, RestoreFrom, ServerHandoff,
 };
 pub use size::{ByteSize, MalformedSize};
 

@@ -16,6 +16,12 @@ pub(crate) const MAX_OBJECT_NAME: usize = 253;
 pub(crate) const MAX_UID: usize = 64;
 /// Length of a gap as text.
 pub(crate) const MAX_GAP: usize = 32;
+/// Labels that servers stay near by.
+pub(crate) const MAX_STICKY: usize = 4;
+/// Length of a label's name: a DNS name, a slash and 63 letters.
+pub(crate) const MAX_LABEL: usize = 317;
+/// Length of its value.
+pub(crate) const MAX_LABEL_VALUE: usize = 63;
 /// Types with settings of their own in one pool.
 pub(crate) const MAX_TYPES: usize = 64;
 
@@ -28,6 +34,8 @@ pub(crate) const DRAIN: Times = Times::new(Duration::from_secs(1), Duration::fro
 /// How long an agent may serve on one sign of life. Of less, too little is left to reach the store in when the operator
 /// cannot be reached.
 pub(crate) const LEASE: Times = Times::new(Duration::from_secs(5), Duration::from_mins(10));
+/// How long a server without a pod waits for a near one.
+pub(crate) const STICKY: Times = Times::new(Duration::ZERO, Duration::from_hours(1));
 /// One handoff, or one freeze.
 pub(crate) const STEP: Times = Times::new(Duration::from_millis(10), Duration::from_mins(10));
 /// Bytes of state: at least one small state must fit.

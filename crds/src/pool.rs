@@ -211,6 +211,25 @@ pub struct Placement {
     /// no pod has a tenth more than its part. Default false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<bool>,
+    /// What servers stay near to, from the narrowest to the widest, such as a zone and then a region. Moves prefer pods on
+    /// nodes that are as near; a server that has lost its pod waits for one. Default: nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::MAX_STICKY))]
+    pub sticky: Vec<Sticky>,
+}
+
+/// A label of nodes by which pods are near to each other.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sticky {
+    /// The label, such as `topology.kubernetes.io/zone`.
+    #[schemars(length(min = 1, max = limits::MAX_LABEL))]
+    pub topology_key: String,
+    /// A server that has lost its pod is started only where this label has the value that it had there, for so long from when it
+    /// could be started elsewhere; after that the next entry holds, and after the last one any pod will do. Default 30s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = limits::STICKY.rule())]
+    pub after: Option<Duration>,
 }
 
 /// How servers come back that were not handed off.

@@ -50,6 +50,8 @@ reasons! {
     NoEligiblePod,
     /// Every pod that can host has as many servers as it may.
     PodsFull,
+    /// Others can, but none as near to its last pod as it still waits for.
+    NoPodNearby,
     /// No pod can load its type and state version.
     TypeUnknown,
     /// The host did not start it.

@@ -158,6 +158,10 @@ pub struct DurableServerStatus {
     /// Its last move from pod to pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_handoff: Option<LastHandoff>,
+    /// What its pod's node has, or that of its last pod had, of the labels in the pool's placement.sticky.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::MAX_STICKY))]
+    pub topology: Vec<NodeLabel>,
     /// `Accepted`, `Placed`, `Ready`, `Durable`, and `Moved` where a person named a pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -182,6 +186,18 @@ pub enum Phase {
     Stopped,
     /// It cannot run; the conditions say why.
     Failed,
+}
+
+/// A label of a node.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeLabel {
+    /// The label.
+    #[schemars(length(max = limits::MAX_LABEL))]
+    pub topology_key: String,
+    /// Its value.
+    #[schemars(length(max = limits::MAX_LABEL_VALUE))]
+    pub value: String,
 }
 
 /// A server's last move.

@@ -4,7 +4,8 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use crate::{
-    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Transfer, TypeOverride,
+    ByteSize, DurableServerPoolSpec, DurableServerSpec, Duration as Text, PoolHandoff, S3, Sticky, Transfer,
+    TypeOverride,
     limits::{self, Sizes, Times},
 };
 
@@ -33,6 +34,8 @@ pub struct Pool {
     pub prefer_newest_revision: bool,
     /// Even out what pods have.
     pub rebalance: bool,
+    /// What servers stay near to, from the narrowest to the widest.
+    pub sticky: Vec<Near>,
     /// The Service that servers follow.
     pub active_service: Option<String>,
     /// No server is moved while its pod lives.
@@ -62,6 +65,15 @@ pub struct Bucket {
     pub max_requests_per_second: u32,
     /// PEM certificates to trust instead of the public authorities.
     pub ca_bundle: Option<String>,
+}
+
+/// A label of nodes that servers stay near by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Near {
+    /// The label.
+    pub label: String,
+    /// For how long a server that lost its pod is started nowhere else.
+    pub lasts: Duration,
 }
 
 /// How a pod is drained.
@@ -138,6 +150,7 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
         )?,
         prefer_newest_revision: placement.prefer_newest_revision.unwrap_or(true),
         rebalance: placement.rebalance.unwrap_or(false),
+        sticky: sticky(&placement.sticky)?,
         active_service: spec.active_service.clone(),
         paused: spec.paused.unwrap_or(false),
         ahead: spec.handoff_on_shutdown.as_ref().and_then(|handoff| handoff.ahead).unwrap_or(false),
@@ -146,6 +159,18 @@ pub fn pool(spec: &DurableServerPoolSpec) -> Result<Pool, Invalid> {
         max_starts: number("spec.recovery.maxConcurrency", recovery.max_concurrency, &limits::CONCURRENCY)?
             .unwrap_or(50),
     })
+}
+
+fn sticky(entries: &[Sticky]) -> Result<Vec<Near>, Invalid> {
+    let near = |(n, entry): (usize, &Sticky)| {
+        let field = format!("spec.placement.sticky[{n}]");
+        if entry.topology_key.is_empty() {
+            return Err(Invalid::new(&format!("{field}.topologyKey"), "write a label of nodes"));
+        }
+        let after = time(&format!("{field}.after"), entry.after.as_ref(), &limits::STICKY)?;
+        Ok(Near { label: entry.topology_key.clone(), lasts: after.unwrap_or(Duration::from_secs(30)) })
+    };
+    entries.iter().enumerate().map(near).collect()
 }
 
 fn bucket(s3: &S3) -> Result<Bucket, Invalid> {
@@ -306,6 +331,7 @@ mod tests {
         assert_eq!((pool.host_stop_time, pool.lease_duration), (Duration::from_secs(5), Duration::from_secs(15)));
         assert_eq!((pool.max_servers_per_pod, pool.prefer_newest_revision), (None, true));
         assert_eq!((pool.active_service, pool.paused, pool.ahead, pool.rebalance), (None, false, false, false));
+        assert_eq!(pool.sticky, []);
         assert_eq!(
             pool.drain,
             Drain {
@@ -392,6 +418,14 @@ types: [{name: room, maxServersPerPod: 7, handoffOnShutdown: {enabled: false, pr
                 "spec.sync.interval: `often` is not a duration: write whole numbers with h, m, s or ms, such as 500ms, 30s or 1m30s",
             ),
             ("sync: {interval: 0s}", "spec.sync.interval: write a duration from 1s to 24h"),
+            (
+                "placement: {sticky: [{topologyKey: zone}, {topologyKey: region, after: 2h}]}",
+                "spec.placement.sticky[1].after: write a duration from 0s to 1h",
+            ),
+            (
+                "placement: {sticky: [{topologyKey: ''}]}",
+                "spec.placement.sticky[0].topologyKey: write a label of nodes",
+            ),
             ("recovery: {leaseDuration: 4s}", "spec.recovery.leaseDuration: write a duration from 5s to 10m"),
             (
                 "sync: {maxStateBytes: 64MB}",

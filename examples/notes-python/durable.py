@@ -253,12 +253,34 @@ class Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # connections are kept open
     wbufsize = -1  # an answer's head and body in one write
 
+    def exactly(self, length):
+        part = self.rfile.read(length)
+        if len(part) < length:
+            raise ConnectionError("the request breaks off")
+        return part
+
+    def body(self):
+        """All of it, as far as it is not too long."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.exactly(min(int(self.headers.get("Content-Length", 0)), MAX_STATE + 1))
+        body = b""
+        while (size := int(self.rfile.readline().split(b";")[0], 16)) and len(body) <= MAX_STATE:
+            body += self.exactly(min(size, MAX_STATE + 1))
+            self.exactly(2)  # the end of the line
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass  # trailers
+        return body
+
     def reply(self):
-        # Always read, or the rest of it would be taken for the next request on this connection.
-        length = int(self.headers.get("Content-Length", 0))
-        body = self.rfile.read(min(length, MAX_STATE))
+        # Always read, or the rest of it would be taken for the next request on this connection. And before the server's
+        # turn begins: who sends slowly must not keep it from moving.
         try:
-            if length > MAX_STATE:
+            body = self.body()
+        except (ConnectionError, ValueError):
+            self.close_connection = True
+            return
+        try:
+            if len(body) > MAX_STATE:
                 self.close_connection = True
                 raise Refused(413, f"at most {MAX_STATE} bytes are taken")
             status, headers, body = answer(self.command, self.path, self.headers, body)

@@ -79,6 +79,8 @@ pub struct Candidate {
     pub newest: bool,
     /// Of older pods, the lower, the sooner it ends: those that end last are preferred.
     pub deletion_cost: i32,
+    /// How far it is from this pod, by what servers stay near to: the nearest are preferred.
+    pub far: u32,
     /// Servers it has.
     pub load: u32,
     /// Servers it may have.
@@ -477,7 +479,7 @@ impl Drain {
             .candidates
             .iter()
             .filter(|c| !waiting.tried.contains(&c.pod) && load(c) < u64::from(c.capacity))
-            .min_by_key(|c| (rank(c.newest, c.deletion_cost, load(c), c.capacity), c.pod.clone()))
+            .min_by_key(|c| (rank(c.newest, c.deletion_cost, c.far, load(c), c.capacity), c.pod.clone()))
             .map(|c| c.pod.clone())
     }
 

@@ -5,6 +5,7 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
+    time::Duration,
 };
 
 use crate::{
@@ -138,6 +139,20 @@ pub fn even(board: &mut Board, residents: &[Resident], share: u32, room: usize) 
         moves.push(Move { server: resident.server.clone(), from: resident.pod.clone(), to });
     }
     moves
+}
+
+/// What one move takes, rather more than less.
+const ONE_MOVE: Duration = Duration::from_secs(1);
+
+/// What is kept back of the time until pods end. Who is there still then goes in the drain of its pod.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// How many must move at once for so many to be gone before their pods end.
+#[must_use]
+pub fn in_time(servers: usize, pods_end: Duration) -> usize {
+    let moving = ONE_MOVE.as_millis().saturating_mul(servers as u128);
+    let at_once = moving.checked_div(pods_end.saturating_sub(MARGIN).as_millis());
+    at_once.map_or(usize::MAX, |at_once| usize::try_from(at_once).unwrap_or(usize::MAX).saturating_add(1))
 }
 
 /// Servers that one of `pods` should have at most, while so many are being spread: a tenth more than its part, since what is

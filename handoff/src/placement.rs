@@ -1,6 +1,9 @@
 //! Which pods may host a server, and which of those is best. Pure functions of an index of the world.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use crate::{ids::PodUid, moves::Leaving};
 
@@ -43,6 +46,8 @@ pub struct PodFacts {
     pub of_type: HashMap<String, u32>,
     /// Types that its host serves, and the versions of their states that it can load.
     pub types: HashMap<String, Vec<u32>>,
+    /// What its node has of the labels that servers stay near by, from the narrowest to the widest; empty where it has none.
+    pub near: Vec<String>,
 }
 
 /// Why a pod cannot take a server.
@@ -95,6 +100,22 @@ pub struct Need {
     pub state_version: Option<u32>,
     /// Servers of its type that one pod may have, within the pod's capacity.
     pub max_of_type: Option<u32>,
+    /// What the node of its pod has, or of its last pod had, of the labels that servers stay near by: as [`PodFacts::near`].
+    pub near: Vec<String>,
+}
+
+/// How far a pod is from another, by what their nodes have of those labels: the place of the first that they have in common.
+#[must_use]
+pub fn far(from: &[String], to: &[String]) -> u32 {
+    let common = from.iter().zip(to).position(|(from, to)| !from.is_empty() && from == to);
+    u32::try_from(common.unwrap_or(from.len())).unwrap_or(u32::MAX)
+}
+
+/// The label by which a server that could have been started elsewhere `since` so long must stay `near` its last pod, by place:
+/// the narrowest that still `lasts`. `None`: any pod will do.
+#[must_use]
+pub fn held_near(near: &[String], lasts: &[Duration], since: Duration) -> Option<usize> {
+    near.iter().zip(lasts).position(|(value, lasts)| !value.is_empty() && since < *lasts)
 }
 
 impl PodFacts {
@@ -147,7 +168,13 @@ impl PodFacts {
     }
 
     fn rank(&self) -> Rank {
-        rank(self.newest, self.deletion_cost, self.load.into(), self.capacity)
+        rank(self.newest, self.deletion_cost, 0, self.load.into(), self.capacity)
+    }
+
+    /// Whether nothing but distance and load makes one of them better.
+    fn is_as_good_as(&self, other: &Self) -> bool {
+        let rank = |pod: &Self| rank(pod.newest, pod.deletion_cost, 0, 0, pod.capacity);
+        rank(self) == rank(other)
     }
 
     fn is_open(&self) -> bool {
@@ -155,13 +182,13 @@ impl PodFacts {
     }
 }
 
-pub(crate) type Rank = (bool, i64, u64);
+pub(crate) type Rank = (bool, i64, u32, u64);
 
 /// Lower is better: newest revision first, since a server should move once in a rollout; of older pods the one that ends last;
-/// then the lowest load ratio.
-pub(crate) fn rank(newest: bool, deletion_cost: i32, load: u64, capacity: u32) -> Rank {
+/// then the nearest, then the lowest load ratio.
+pub(crate) fn rank(newest: bool, deletion_cost: i32, far: u32, load: u64, capacity: u32) -> Rank {
     let ends_soon = if newest { 0 } else { -i64::from(deletion_cost) };
-    (!newest, ends_soon, load * 1_000_000 / u64::from(capacity.max(1)))
+    (!newest, ends_soon, far, load * 1_000_000 / u64::from(capacity.max(1)))
 }
 
 /// The deletion cost of a pod with so many servers, if `told`, the one that it has, will not do. Of the pods of a `ReplicaSet`
@@ -174,13 +201,18 @@ pub fn new_deletion_cost(load: u32, told: i32) -> Option<i32> {
     (!near).then_some(cost)
 }
 
+/// Pods by rank, the best first.
+type Ranked = BTreeSet<(Rank, usize)>;
+
 /// The pods of a pool, in the order in which they are to get servers. Each choice sees the load of those before it.
 #[derive(Clone, Debug)]
 pub struct Board {
     /// By uid, so that the choice is the same wherever it is made.
     pods: Vec<PodFacts>,
-    /// Those that may get any server, the best first.
-    open: BTreeSet<(Rank, usize)>,
+    /// Those that may get any server.
+    open: Ranked,
+    /// The same by what their nodes have: for each of the labels that servers stay near by, by its value.
+    near: Vec<HashMap<String, Ranked>>,
 }
 
 impl Board {
@@ -188,8 +220,13 @@ impl Board {
     #[must_use]
     pub fn new(mut pods: Vec<PodFacts>) -> Self {
         pods.sort_unstable_by(|a, b| a.pod.cmp(&b.pod));
-        let open = pods.iter().enumerate().filter(|(_, pod)| pod.is_open()).map(|(n, pod)| (pod.rank(), n)).collect();
-        Self { pods, open }
+        let labels = pods.iter().map(|pod| pod.near.len()).max().unwrap_or_default();
+        let (open, near) = (Ranked::new(), vec![HashMap::new(); labels]);
+        let mut board = Self { pods, open, near };
+        for n in 0..board.pods.len() {
+            board.put(n);
+        }
+        board
     }
 
     /// All pods, by uid.
@@ -206,18 +243,52 @@ impl Board {
 
     /// The best pod for a server, of those that are `allowed`.
     pub fn best(&self, need: &Need, allowed: impl Fn(&PodFacts) -> bool) -> Option<&PodFacts> {
-        let open = self.open.iter().filter_map(|(_, n)| self.pods.get(*n));
-        open.into_iter().find(|pod| allowed(pod) && pod.can_take(need).is_ok())
+        let best = self.first(&self.open, need, &allowed)?;
+        let mut near = (0..need.near.len()).filter_map(|label| self.nearest(label, need, &allowed));
+        near.find(|pod| pod.is_as_good_as(best)).or(Some(best))
+    }
+
+    /// The best of those that have the same value of this one label as the server's last pod.
+    pub fn nearest(&self, label: usize, need: &Need, allowed: impl Fn(&PodFacts) -> bool) -> Option<&PodFacts> {
+        let value = need.near.get(label).filter(|value| !value.is_empty())?;
+        self.first(self.near.get(label)?.get(value)?, need, &allowed)
+    }
+
+    fn first(&self, ranked: &Ranked, need: &Need, allowed: &impl Fn(&PodFacts) -> bool) -> Option<&PodFacts> {
+        let mut pods = ranked.iter().filter_map(|(_, n)| self.pods.get(*n));
+        pods.find(|pod| allowed(pod) && pod.can_take(need).is_ok())
     }
 
     /// A pod gets a server of this type.
     pub fn take(&mut self, pod: &PodUid, kind: &str) {
         let Ok(n) = self.pods.binary_search_by(|other| other.pod.cmp(pod)) else { return };
-        let Some(facts) = self.pods.get_mut(n) else { return };
-        self.open.remove(&(facts.rank(), n));
-        facts.take(kind);
-        if facts.is_open() {
-            self.open.insert((facts.rank(), n));
+        self.each(n, |ranked, place| {
+            ranked.remove(&place);
+        });
+        if let Some(facts) = self.pods.get_mut(n) {
+            facts.take(kind);
+        }
+        self.put(n);
+    }
+
+    fn put(&mut self, n: usize) {
+        if self.pods.get(n).is_some_and(PodFacts::is_open) {
+            self.each(n, |ranked, place| {
+                ranked.insert(place);
+            });
+        }
+    }
+
+    /// All that a pod is ranked in, and its place there.
+    fn each(&mut self, n: usize, change: impl Fn(&mut Ranked, (Rank, usize))) {
+        let Some(pod) = self.pods.get(n) else { return };
+        let place = (pod.rank(), n);
+        change(&mut self.open, place);
+        for (label, value) in self.near.iter_mut().zip(&pod.near).filter(|(_, value)| !value.is_empty()) {
+            match label.get_mut(value) {
+                Some(ranked) => change(ranked, place),
+                None => change(label.entry(value.clone()).or_default(), place),
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ fn job(n: usize) -> Job {
 }
 
 fn candidate(pod: &str, newest: bool, load: u32, capacity: u32) -> Candidate {
-    Candidate { pod: PodUid(pod.into()), newest, deletion_cost: 0, load, capacity }
+    Candidate { pod: PodUid(pod.into()), newest, deletion_cost: 0, far: 0, load, capacity }
 }
 
 fn plan(candidates: Vec<Candidate>) -> Plan {
@@ -224,6 +224,15 @@ fn aborts(actions: &[Action]) -> Vec<String> {
         _ => None,
     });
     aborted.collect()
+}
+
+#[test]
+fn a_near_pod_comes_before_an_emptier_one_but_not_before_one_of_the_newest_revision() {
+    let far = |far, candidate| Candidate { far, ..candidate };
+    let near = far(0, candidate("near", true, 5, 6));
+    let pods = vec![far(0, candidate("old", false, 0, 9)), far(1, candidate("far", true, 0, 9)), near];
+    let (_, actions) = start((0..2).map(job).collect(), Some(plan(pods)), Limits::default());
+    assert_eq!(handoffs(&actions), [("s0".into(), "near".into()), ("s1".into(), "far".into())]);
 }
 
 fn kept(server: usize, cause: Cause) -> Event {

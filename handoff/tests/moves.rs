@@ -6,8 +6,8 @@ use std::{collections::HashSet, time::Duration};
 
 use handoff::{
     PodUid, ServerUid,
-    moves::{self, Leaving, Move, Resident, share},
-    placement::{Board, PodFacts},
+    moves::{self, Leaving, Move, Resident, in_time, share},
+    placement::{Board, Need, PodFacts},
     window::{FIRST, FLOOR, SHORT_GAP, Window},
 };
 use proptest::prelude::*;
@@ -108,6 +108,28 @@ fn who_would_not_have_it_is_not_asked_again_while_another_may() {
 fn a_share_is_a_tenth_more_than_an_even_part() {
     for (servers, pods, expected) in [(1200, 6, 220), (10, 3, 4), (0, 3, 1), (5, 0, 6)] {
         assert_eq!(share(servers, pods), expected, "{servers} on {pods}");
+    }
+}
+
+#[test]
+fn the_less_time_there_is_the_more_move_at_once() {
+    let cases = [(600, 30, 25), (600, 605, 2), (0, 30, 1), (1, 5, usize::MAX), (1, 0, usize::MAX)];
+    for (servers, seconds, at_once) in cases {
+        assert_eq!(in_time(servers, Duration::from_secs(seconds)), at_once, "{servers} in {seconds} s");
+    }
+}
+
+#[test]
+fn of_free_pods_the_nearest_is_taken_but_no_more_than_its_share_of_a_rollout() {
+    let zone = |zone: &str, pod| PodFacts { near: vec![zone.to_owned()], ..pod };
+    let resident = |n| {
+        let resident = resident(n, "old");
+        Resident { need: Need { near: vec!["z1".into()], ..resident.need }, ..resident }
+    };
+    for (why, to) in [(Leaving::Asked, ["n1", "n1", "n1"]), (Leaving::Replaced, ["n1", "n1", "n2"])] {
+        let pods = [zone("z1", pod("old", Some(why))), zone("z2", pod("n2", None)), zone("z1", pod("n1", None))];
+        let moves = next(&pods, (0..3).map(resident).collect(), 2, 9);
+        assert_eq!(moves.iter().map(|next| next.to.0.as_str()).collect::<Vec<_>>(), to, "{why:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{pod, room};
 use handoff::{
     PodUid,
-    placement::{Board, Ineligible, Need, PodFacts, new_deletion_cost},
+    placement::{Board, Ineligible, Need, PodFacts, far, held_near, new_deletion_cost},
 };
 use proptest::prelude::*;
 
@@ -97,12 +97,58 @@ fn a_type_has_a_limit_of_its_own() {
     assert_eq!(board.pods()[0].can_take(&room(None)), Ok(()), "others have none");
 }
 
+/// Of a pod on a node in a zone of a region, and of a server from there.
+fn near(zone: &str, region: &str) -> Vec<String> {
+    vec![zone.into(), region.into()]
+}
+
+#[test]
+fn a_server_stays_near_by_the_narrowest_label_that_it_can() {
+    let mut pods = vec![
+        PodFacts { near: near("z1", "r1"), load: 50, ..pod("a") },
+        PodFacts { near: near("z2", "r1"), load: 10, ..pod("b") },
+        PodFacts { near: near("z3", "r2"), ..pod("c") },
+        PodFacts { near: near("", ""), ..pod("d") },
+    ];
+    let from = |zone, region| Need { near: near(zone, region), ..room(None) };
+    let cases = [("z1", "r1", "a"), ("", "r1", "b"), ("z9", "r1", "b"), ("z9", "r9", "c"), ("", "", "c")];
+    for (zone, region, expected) in cases {
+        assert_eq!(best(&pods, &from(zone, region)).as_deref(), Some(expected), "{zone} {region}");
+    }
+    for (full, next) in [(0, "b"), (1, "c"), (2, "d")] {
+        pods[full].load = 100;
+        assert_eq!(best(&pods, &from("z1", "r1")).as_deref(), Some(next));
+    }
+}
+
+#[test]
+fn how_long_a_server_waits_for_a_near_pod() {
+    let lasts = [30, 60].map(Duration::from_secs);
+    let cases = [
+        (near("z1", "r1"), 0, Some(0)),
+        (near("z1", "r1"), 30, Some(1)),
+        (near("z1", "r1"), 60, None),
+        (near("", "r1"), 0, Some(1)),
+        (near("", ""), 0, None),
+        (Vec::new(), 0, None),
+    ];
+    for (near, since, expected) in cases {
+        assert_eq!(held_near(&near, &lasts, Duration::from_secs(since)), expected, "{near:?} after {since} s");
+    }
+    let board = Board::new(vec![PodFacts { near: near("z2", "r1"), ..pod("a") }]);
+    let need = Need { near: near("z1", "r1"), ..room(None) };
+    let [zone, region] = [0, 1].map(|label| board.nearest(label, &need, |_| true));
+    assert!(zone.is_none() && region.is_some());
+}
+
 /// Shown on the console and not only here: `cargo test --release --workspace --test placement -- --nocapture ten_thousand`.
 #[test]
 fn ten_thousand_servers_are_placed_on_two_hundred_pods_in_milliseconds_and_twice_as_many_in_twice_the_time() {
+    let zone = |n: usize| near(&format!("zone-{}", n % 3), "region");
     let time = |servers: usize| {
-        let mut board = Board::new((0..200).map(|n| PodFacts { capacity: 1_000, ..pod(&format!("{n:03}")) }).collect());
-        let needs: Vec<Need> = (0..servers).map(|_| room(Some(1))).collect();
+        let pod = |n| PodFacts { capacity: 1_000, near: zone(n), ..pod(&format!("{n:03}")) };
+        let mut board = Board::new((0..200).map(pod).collect());
+        let needs: Vec<Need> = (0..servers).map(|n| Need { near: zone(n / 7), ..room(Some(1)) }).collect();
         let begun = Instant::now();
         assert!(spread(&mut board, &needs).iter().all(Option::is_some));
         begun.elapsed()
@@ -116,6 +162,33 @@ fn ten_thousand_servers_are_placed_on_two_hundred_pods_in_milliseconds_and_twice
 }
 
 proptest! {
+    /// The board chooses as one would who compares every pod with every other.
+    #[test]
+    fn the_best_is_better_than_all_others(
+        pods in prop::collection::vec((any::<bool>(), 0..3_i32, 0..4_u32, 0..3_usize, 0..2_usize), 1..9),
+        needs in prop::collection::vec((0..3_usize, 0..2_usize), 1..20),
+    ) {
+        let place = |zone: usize, region: usize| near(["", "z1", "z2"][zone], ["", "r1"][region]);
+        let facts = pods.iter().enumerate().map(|(n, (newest, deletion_cost, load, zone, region))| PodFacts {
+            newest: *newest, deletion_cost: *deletion_cost, load: *load, capacity: 5, near: place(*zone, *region),
+            ..pod(&n.to_string())
+        });
+        let mut board = Board::new(facts.collect());
+        for (zone, region) in needs {
+            let need = Need { near: place(zone, region), ..room(None) };
+            let rank = |pod: &&PodFacts| {
+                let ends_soon = if pod.newest { 0 } else { -pod.deletion_cost };
+                (!pod.newest, ends_soon, far(&need.near, &pod.near), pod.load, pod.pod.clone())
+            };
+            let expected = board.pods().iter().filter(|pod| pod.can_take(&need).is_ok()).min_by_key(rank).cloned();
+            let chosen = board.best(&need, |_| true).cloned();
+            prop_assert_eq!(&chosen, &expected);
+            if let Some(chosen) = chosen {
+                board.take(&chosen.pod, &need.kind);
+            }
+        }
+    }
+
     /// A batch never overfills a pod, and pods of one capacity end within one server of each other.
     #[test]
     fn batches_spread(pods in 1..6usize, servers in 0..200usize, capacity in 1..50u32) {

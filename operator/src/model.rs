@@ -19,6 +19,9 @@ use wire::{
 /// By this annotation a `ReplicaSet` that is scaled down chooses which pods end.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
+/// By this annotation Argo Rollouts says when it scales a `ReplicaSet` to nothing that it has replaced.
+pub const SCALE_DOWN_DEADLINE: &str = "argo-rollouts.argoproj.io/scale-down-deadline";
+
 /// An object by namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -186,6 +189,17 @@ pub struct ReplicaSet {
     pub replicas: i32,
     /// Replicas that its `Deployment` wants in all: annotation `deployment.kubernetes.io/desired-replicas`.
     pub desired: i32,
+    /// When its pods end, now that a Service leads to others: annotation [`SCALE_DOWN_DEADLINE`].
+    pub ends: Option<Timestamp>,
+}
+
+/// A node as last seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Pods may be put on it.
+    pub schedulable: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A `Handoff` as last seen.
@@ -276,8 +290,8 @@ pub enum Event {
     Pod(Box<Pod>),
     /// Its object is there no more, which says nothing of its containers.
     PodGone(PodUid),
-    /// A node is there or changed; whether pods may be put there.
-    Node(String, bool),
+    /// A node is there or changed, by name.
+    Node(String, Node),
     /// It is there no more.
     NodeGone(String),
     /// A `ReplicaSet` is there or changed.

@@ -1,6 +1,11 @@
 //! The standing plan of a pool: where servers of a pod that drains may go. Pure.
 
-use handoff::{PodUid, placement::PodFacts};
+use std::collections::HashMap;
+
+use handoff::{
+    PodUid,
+    placement::{PodFacts, far},
+};
 use wire::session;
 
 /// One pod of the pool.
@@ -27,6 +32,8 @@ pub struct Standing {
     pub targets: Vec<session::Target>,
     /// Pods on their way to become targets.
     pub expected: Vec<PodUid>,
+    /// What the nodes of all pods have of the labels that servers stay near by, if there are any.
+    pub near: HashMap<String, Vec<String>>,
 }
 
 impl Standing {
@@ -40,6 +47,9 @@ impl Standing {
             } else if pod.alive && pod.facts.may_come() {
                 standing.expected.push(pod.facts.pod.clone());
             }
+            if !pod.facts.near.is_empty() {
+                standing.near.insert(pod.facts.pod.0.clone(), pod.facts.near.clone());
+            }
         }
         standing
     }
@@ -47,9 +57,12 @@ impl Standing {
     /// The plan for one pod: never itself.
     #[must_use]
     pub fn without(&self, pod: &PodUid, version: u64) -> session::Plan {
+        let others = self.targets.iter().filter(|target| target.pod_uid != pod.0).cloned();
+        let near = |pod: &str| self.near.get(pod).map(Vec::as_slice).unwrap_or_default();
+        let from = near(&pod.0);
         session::Plan {
             version,
-            targets: self.targets.iter().filter(|target| target.pod_uid != pod.0).cloned().collect(),
+            targets: others.map(|target| session::Target { far: far(from, near(&target.pod_uid)), ..target }).collect(),
             more_expected: self.expected.iter().any(|expected| expected != pod),
         }
     }
@@ -87,6 +100,7 @@ pub fn target(pod: &Candidate) -> session::Target {
         capacity: pod.facts.capacity,
         types: pod.types.clone(),
         deletion_cost: pod.facts.deletion_cost,
+        far: 0,
     }
 }
 
@@ -166,6 +180,18 @@ mod tests {
         let standing = Standing::of(&[candidate("a"), with("b", |c| c.facts.ready = false)]);
         assert_eq!(standing.without(&PodUid("a".into()), 1).targets, []);
         assert!(!standing.without(&PodUid("b".into()), 1).more_expected);
+    }
+
+    #[test]
+    fn each_pod_is_told_how_far_the_others_are_from_it() {
+        let near = |name: &str, near: [&str; 2]| with(name, |c| c.facts.near = near.map(Into::into).into());
+        let pods = [near("a", ["z1", "r1"]), near("b", ["z1", "r1"]), near("c", ["z2", "r1"]), near("d", ["z3", ""])];
+        let standing = Standing::of(&pods);
+        let told = |from: &str| standing.without(&PodUid(from.into()), 1).targets;
+        let far = |from| told(from).iter().map(|target| (target.pod.clone(), target.far)).collect::<Vec<_>>();
+        assert_eq!(far("a"), [("b".into(), 0), ("c".into(), 1), ("d".into(), 2)]);
+        assert_eq!(far("d"), [("a".into(), 2), ("b".into(), 2), ("c".into(), 2)]);
+        assert!(Standing::of(&[candidate("a"), candidate("b")]).without(&PodUid("a".into()), 1).targets[0].far == 0);
     }
 
     #[test]

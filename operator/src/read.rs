@@ -10,13 +10,15 @@ use handoff::{PodUid, ServerId, ServerUid};
 use k8s_openapi::{
     api::{
         apps::v1::{ReplicaSet as K8sReplicaSet, StatefulSet},
-        core::v1::{ContainerStatus, Node, Pod as K8sPod, Service},
+        core::v1::{ContainerStatus, Node as K8sNode, Pod as K8sPod, Service},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
 use crate::{
-    model::{DELETION_COST, HandoffObject, Key, Pod, PoolObject, ReplicaSet, ServerObject, clip},
+    model::{
+        DELETION_COST, HandoffObject, Key, Node, Pod, PoolObject, ReplicaSet, SCALE_DOWN_DEADLINE, ServerObject, clip,
+    },
     world::POD_UID_LABEL,
 };
 
@@ -150,15 +152,17 @@ fn is_terminated(status: &ContainerStatus) -> bool {
     })
 }
 
-/// A node: its name, and whether pods may be put on it.
+/// A node, by its name.
 #[must_use]
-pub fn node(object: &Node) -> (String, bool) {
+pub fn node(object: K8sNode) -> (String, Node) {
     let spec = object.spec.as_ref();
     let cordoned = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
     let evicting = spec
         .and_then(|spec| spec.taints.as_ref())
         .is_some_and(|taints| taints.iter().any(|taint| taint.effect == "NoExecute"));
-    (object.metadata.name.clone().unwrap_or_default(), !cordoned && !evicting)
+    let schedulable = !cordoned && !evicting;
+    let labels = object.metadata.labels.unwrap_or_default();
+    (object.metadata.name.unwrap_or_default(), Node { schedulable, labels })
 }
 
 /// The number of a `StatefulSet`'s pod: the end of its name.
@@ -191,6 +195,7 @@ pub fn replica_set(object: &K8sReplicaSet) -> ReplicaSet {
         revision: number(REVISION).parse().unwrap_or_default(),
         desired: number(DESIRED).parse().unwrap_or_default(),
         replicas: object.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1),
+        ends: annotation(meta, SCALE_DOWN_DEADLINE).and_then(|time| time.parse().ok()),
     }
 }
 
@@ -264,7 +269,8 @@ mod tests {
             (json!({ "taints": [{ "key": "k", "effect": "NoExecute" }] }), false),
         ] {
             let object = json!({ "metadata": { "name": "n" }, "spec": spec });
-            assert_eq!(node(&serde_json::from_value(object).unwrap()), ("n".to_owned(), schedulable));
+            let (name, node) = node(serde_json::from_value(object).unwrap());
+            assert_eq!((name.as_str(), node.schedulable), ("n", schedulable));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the status of servers and pools should be. Pure.
 
-use crds::{DurableServerPoolStatus, DurableServerStatus, LastHandoff, Phase, Reason, condition};
+use crds::{DurableServerPoolStatus, DurableServerStatus, LastHandoff, NodeLabel, Phase, Reason, condition};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde::Serialize;
@@ -36,6 +36,8 @@ pub struct ServerFacts<'a> {
     pub silent: bool,
     /// Why no pod gets it.
     pub unplaced: Option<&'a Trouble>,
+    /// What its pod's node has, or its last pod's had, of the labels that servers stay near by.
+    pub topology: Vec<NodeLabel>,
     /// The pod that a person wants it in.
     pub wish: Option<&'a str>,
     /// Why it does not go there.
@@ -61,6 +63,7 @@ impl ServerFacts<'_> {
             sequence: self.previous.sequence,
             state_bytes: self.previous.state_bytes,
             last_sync: self.previous.last_sync.clone(),
+            topology: self.topology.clone(),
             conditions: self.conditions(phase),
             ..DurableServerStatus::default()
         };
@@ -317,6 +320,7 @@ const SERVER: &[&str] = &[
     "stateBytes",
     "lastSync",
     "lastHandoff",
+    "topology",
     "conditions",
 ];
 const LAST_HANDOFF: &[&str] = &["to", "gap", "reason"];

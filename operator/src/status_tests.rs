@@ -31,6 +31,7 @@ fn facts<'a>(ownership: &'a Ownership, previous: &'a DurableServerStatus) -> Ser
         held: None,
         silent: false,
         unplaced: None,
+        topology: Vec::new(),
         wish: None,
         unmet: None,
         last_handoff: None,

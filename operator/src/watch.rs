@@ -139,8 +139,8 @@ fn nodes() -> Follow<Node> {
         kind: Kind::Node,
         ident: |node| node.metadata.name.clone().unwrap_or_default(),
         seen: |node| {
-            let (name, schedulable) = read::node(&node);
-            Event::Node(name, schedulable)
+            let (name, node) = read::node(node);
+            Event::Node(name, node)
         },
         gone: |name, _| Event::NodeGone(name),
         last_word: false,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response, StatusCode, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
@@ -34,11 +34,13 @@ pub struct Host {
     kinds: BTreeMap<&'static str, Arc<Kind>>,
     observer: Box<dyn Observer>,
     max_state_bytes: usize,
+    max_body_bytes: usize,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { kinds: BTreeMap::new(), observer: Box::new(()), max_state_bytes: MAX_STATE_BYTES }
+        let (max_state_bytes, max_body_bytes) = (MAX_STATE_BYTES, requests::MAX_BODY_BYTES);
+        Self { kinds: BTreeMap::new(), observer: Box::new(()), max_state_bytes, max_body_bytes }
     }
 }
 
@@ -66,6 +68,13 @@ impl Host {
         self
     }
 
+    /// Takes requests with bodies up to this size, in place of 2 MiB. Each is in memory as a whole before its server is
+    /// given it; a longer one is answered 413.
+    pub fn max_body_bytes(mut self, bytes: usize) -> Self {
+        self.max_body_bytes = bytes;
+        self
+    }
+
     /// Opens the socket in `dir`, the volume that is shared with the agent (`/run/durable` unless it says otherwise).
     pub fn listen(self, dir: impl AsRef<Path>) -> Result<Listening, HostError> {
         let dir = dir.as_ref();
@@ -75,9 +84,9 @@ impl Host {
             observer: self.observer,
             lease: Lease::default(),
         };
-        let running =
-            Running { kinds: self.kinds, registry: Registry::default(), around, max_state_bytes: self.max_state_bytes };
-        Listening::open(dir, running)
+        let Self { kinds, max_state_bytes, max_body_bytes, .. } = self;
+        let registry = Registry::default();
+        Listening::open(dir, Running { kinds, registry, around, max_state_bytes, max_body_bytes })
     }
 
     /// Listens in `dir` and serves until SIGTERM or SIGINT, then ends as [`Listening::serve_until`] does.
@@ -92,15 +101,17 @@ pub(crate) struct Running {
     pub registry: Registry,
     pub around: Surroundings,
     max_state_bytes: usize,
+    max_body_bytes: usize,
 }
 
 impl Running {
-    /// Answers one call. What was begun is finished even if the caller goes away: a handler that was cut off in the
+    /// Answers one call. A server is not given a request before all of its body is here: whoever sends it slowly, or goes
+    /// away in the middle, keeps no server from others, nor from moving. What was begun is finished even if the caller goes away: a handler that was cut off in the
     /// middle would leave a state that nobody meant.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Said> {
         let (parts, body) = request.into_parts();
         let is_control = parts.uri.path().starts_with(control::PREFIX);
-        let max_bytes = if is_control { self.max_state_bytes } else { requests::MAX_BODY_BYTES };
+        let max_bytes = if is_control { self.max_state_bytes } else { self.max_body_bytes };
         match read(body, max_bytes).await {
             Ok(body) => tokio::spawn(self.dispatch(is_control, parts, body)).await.unwrap_or_else(|error| {
                 tracing::error!(%error, "a call panicked");
@@ -129,12 +140,24 @@ async fn read(body: Incoming, max_bytes: usize) -> Result<Bytes, Refusal> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    match timeout(requests::BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max_bytes} bytes")))
+    let expected = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    let mut whole = BytesMut::with_capacity(expected.min(max_bytes));
+    let mut body = Limited::new(body, max_bytes);
+    loop {
+        let frame = timeout(requests::BODY_STALLED, body.frame()).await;
+        let stalled = || Refusal::new(StatusCode::REQUEST_TIMEOUT, "nothing more of the body came in time");
+        match frame.map_err(|_| stalled())? {
+            None => return Ok(whole.freeze()),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    whole.extend_from_slice(&data);
+                }
+            }
+            Some(Err(error)) if error.is::<LengthLimitError>() => {
+                let sentence = format!("the body is larger than {max_bytes} bytes");
+                return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, sentence));
+            }
+            Some(Err(error)) => return Err(Refusal::bad_request(format!("the body broke off: {error}"))),
         }
-        Ok(Err(error)) => Err(Refusal::bad_request(format!("the body broke off: {error}"))),
-        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     }
 }

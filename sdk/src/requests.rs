@@ -12,10 +12,10 @@ use crate::{
     stream::Said,
 };
 
-/// Of a user's request, and of a message of a socket.
+/// Of a user's request unless the host takes longer ones, and of a message of a socket.
 pub(crate) const MAX_BODY_BYTES: usize = 2 * 1024 * 1024;
-/// For a body to arrive.
-pub(crate) const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// For more of a body to arrive. Longer than the agent waits, which tells the client.
+pub(crate) const BODY_STALLED: Duration = Duration::from_mins(1);
 
 pub(crate) async fn answer(host: &Arc<Running>, parts: Parts, body: Bytes) -> Result<Response<Said>, Refusal> {
     let epoch = headers::number(&parts.headers, headers::EPOCH)?;

@@ -303,3 +303,16 @@ async fn the_pools_limit_of_a_state_is_the_hosts_too() {
         host.abort();
     }
 }
+
+#[tokio::test]
+async fn a_host_takes_bodies_as_long_as_it_says() {
+    for (limit, status) in [(3, StatusCode::PAYLOAD_TOO_LARGE), (4, StatusCode::MISDIRECTED_REQUEST)] {
+        let dir = tempfile::tempdir().unwrap();
+        let host = durable_sdk::Host::new().serve::<support::Notes>().max_body_bytes(limit).listen(dir.path()).unwrap();
+        let host = tokio::spawn(host.serve_until(std::future::pending()));
+        let headers = [("durable-uid", UID), ("durable-epoch", "1")];
+        let answer = support::call(&dir.path().join("host.sock"), Method::POST, "/", &headers, "four").await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        host.abort();
+    }
+}

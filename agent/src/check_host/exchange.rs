@@ -5,13 +5,13 @@ use handoff::{
     adopt::Told,
     source::{Final, Mark},
 };
-use hyper::StatusCode;
+use hyper::{StatusCode, http::response::Parts};
 
 use super::{
     report::Failure,
     rules::{self, Rule},
 };
-use crate::host::{HostError, Listed, Snapshot};
+use crate::host::{HostError, Listed, Snapshot, header};
 
 /// Longest part of an answer that is shown, characters.
 const MAX_SHOWN: usize = 120;
@@ -99,6 +99,16 @@ pub struct Answered {
 }
 
 impl Answered {
+    /// What there is to see of it.
+    pub fn new(head: &Parts, body: &[u8]) -> Self {
+        let not_here = head.headers.get(header::NOT_HERE);
+        Self {
+            status: head.status,
+            not_here: not_here.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            text: String::from_utf8_lossy(body).into_owned(),
+        }
+    }
+
     /// Whether it says that the server was not given the request.
     pub fn is_not_here(&self) -> bool {
         self.status == StatusCode::MISDIRECTED_REQUEST && self.not_here.as_deref() == Some("1")

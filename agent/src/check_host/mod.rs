@@ -2,6 +2,7 @@
 //! (`docs/host-contract.md`).
 
 mod adoption;
+mod body;
 mod exchange;
 mod lease;
 mod life;
@@ -99,6 +100,7 @@ pub async fn run(options: &Options, tell: impl FnMut(&Outcome)) -> bool {
     checks.make("other paths", &subject, whole::other_paths(&subject)).await;
     checks.make("malformed headers", &subject, whole::malformed(&subject)).await;
     checks.make("connections", &subject, whole::connections(&subject)).await;
+    checks.make("bodies", &subject, body::bodies(&subject)).await;
     checks.make("leases", &subject, lease::lease(&subject)).await;
     checks.make("adoption", &subject, adoption::adoption(&subject)).await;
     checks.make("a large state in", &subject, whole::large_state_in(&subject)).await;

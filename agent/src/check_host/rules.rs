@@ -71,6 +71,10 @@ rules! {
         => "take every path that does not begin with /.durable/ as a request for the server of Durable-Uid. If this request is not one that changes your server, say one with --change 'METHOD /path body'; %n in it is another text each time";
     NOT_HERE: "A request for a server that is not active here at exactly that epoch (unknown, standby, frozen, stopped, another epoch) is answered 421 with `Durable-Not-Here: 1` and not given to the server."
         => "compare the uid, the epoch and the phase, under the server's lock, before the request is handled; otherwise answer 421 with Durable-Not-Here: 1, so that the agent sends it where the server is";
+    BODY: "A request's body comes with `Content-Length` or in chunks; one that breaks off is not given to the server."
+        => "read the body to its end before the request is handled, after Transfer-Encoding: chunked until the chunk of length 0, and drop the request if the connection ends before";
+    SLOW_BODY: "A request is being handled only once its body is whole: `freeze` does not wait for one that is still coming."
+        => "read the body before the server's lock is taken, not under it";
     HERE: "No other answer bears `Durable-Not-Here`."
         => "send Durable-Not-Here only where the request was not given to the server";
     LATE: "A `start`, `freeze`, `thaw`, `activate` or `stop` whose (epoch, attempt) is lower than one that the host has seen for this uid is answered 412 and does nothing, also after `stop`."

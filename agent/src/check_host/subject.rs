@@ -16,7 +16,7 @@ use handoff::{
     adopt::Told,
     source::{Final, Mark, State},
 };
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::{Method, Request};
 use tokio::time::timeout;
 
@@ -204,15 +204,10 @@ impl Subject {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answered, HostError> {
         let exchange = async {
-            let (head, body) = self.client.forward(request).await?.into_parts();
+            let (head, body) = self.client.forward(request.map(Either::Left)).await?.into_parts();
             let body = Limited::new(body, MAX_ANSWER).collect().await;
             let body = body.map_err(|error| HostError::Invalid(format!("the answer's body: {error}")))?.to_bytes();
-            let not_here = head.headers.get(header::NOT_HERE);
-            Ok(Answered {
-                status: head.status,
-                not_here: not_here.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
-                text: String::from_utf8_lossy(&body).into_owned(),
-            })
+            Ok(Answered::new(&head, &body))
         };
         let came = timeout(self.within, exchange).await.unwrap_or(Err(HostError::Timeout(self.within)));
         self.tally(&came);
@@ -331,6 +326,15 @@ impl Scratch<'_> {
 
     /// Sends it a request that changes its state, with this text in it.
     pub async fn request_with(&self, epoch: u64, text: &str) -> Exchange<Answered> {
+        let came = match self.to_request(epoch, text) {
+            Ok(request) => self.subject.send(request.map(Full::new)).await,
+            Err(error) => Err(error),
+        };
+        self.answered(epoch, came)
+    }
+
+    /// A request that changes its state, with this text in it.
+    pub fn to_request(&self, epoch: u64, text: &str) -> Result<Request<Bytes>, HostError> {
         let Change { method, path, body } = &self.subject.change;
         let request = Request::builder()
             .method(method)
@@ -339,12 +343,14 @@ impl Scratch<'_> {
             .header(header::SERVER, self.id.to_string())
             .header(header::UID, &self.uid().0)
             .header(header::EPOCH, epoch)
-            .body(Full::new(Bytes::from(body.replace("%n", text))));
-        let came = match request {
-            Ok(request) => self.subject.send(request).await,
-            Err(error) => Err(HostError::Invalid(format!("the request cannot be written as HTTP: {error}"))),
-        };
+            .body(Bytes::from(body.replace("%n", text)));
+        request.map_err(|error| HostError::Invalid(format!("the request cannot be written as HTTP: {error}")))
+    }
+
+    /// What came of such a request.
+    pub fn answered(&self, epoch: u64, came: Result<Answered, HostError>) -> Exchange<Answered> {
         let exchange = self.note(&format!("request at epoch {epoch}"), came);
+        let Change { method, path, .. } = &self.subject.change;
         let sent = format!("{method} {path} with Durable-Uid: {}, Durable-Epoch: {epoch}", self.uid());
         Exchange { sent, ..exchange }
     }

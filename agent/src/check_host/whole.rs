@@ -154,12 +154,7 @@ impl<'a> Line<'a> {
             let answer = self.sender.send_request(request).await.map_err(|error| error.to_string())?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, SOME_BODY).collect().await.map_err(|error| error.to_string())?.to_bytes();
-            let not_here = head.headers.get("durable-not-here");
-            Ok(Answered {
-                status: head.status,
-                not_here: not_here.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
-                text: String::from_utf8_lossy(&body).into_owned(),
-            })
+            Ok(Answered::new(&head, &body))
         };
         let came = timeout(self.subject.within, exchange).await;
         let came = came.unwrap_or_else(|_| Err(HostError::Timeout(self.subject.within).to_string()));

@@ -40,7 +40,7 @@ impl InFlight {
 pub struct UnderWay {
     _at_gateway: InFlight,
     /// Within the gateway's bounds.
-    pub visit: Option<Visit>,
+    pub visit: Option<Arc<Visit>>,
     /// While this pod's host has to do with it.
     pub at_host: Option<InFlight>,
 }

@@ -48,7 +48,7 @@ impl Bounds {
     }
 
     /// Lets a request for a server in.
-    pub fn enter(self: &Arc<Self>, server: &str) -> Result<Visit, Refusal> {
+    pub fn enter(self: &Arc<Self>, server: &str) -> Result<Arc<Visit>, Refusal> {
         let (name, one) = self.counts_of(server);
         // Leaves again when dropped.
         let mut visit = Visit { bounds: self.clone(), name, one, counted: false };
@@ -62,7 +62,7 @@ impl Bounds {
             return Err(Refusal::later(format!("this gateway has {most} requests under way; try again")));
         }
         visit.counted = true;
-        Ok(visit)
+        Ok(Arc::new(visit))
     }
 
     fn servers(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Counts>>> {
@@ -110,9 +110,9 @@ impl Visit {
         Ok(Holding(self))
     }
 
-    /// Room for one body, none taken yet.
-    pub fn buffer(&self) -> Buffer<'_> {
-        Buffer { visit: self, bytes: 0 }
+    /// Room for one body, none taken yet. The visit lasts as long as that: a body may still come when the answer is out.
+    pub fn buffer(self: &Arc<Self>) -> Buffer {
+        Buffer { visit: self.clone(), bytes: 0 }
     }
 }
 
@@ -142,14 +142,14 @@ impl Drop for Holding<'_> {
 }
 
 /// Bytes of a buffered body, given back when dropped.
-pub struct Buffer<'a> {
-    visit: &'a Visit,
+pub struct Buffer {
+    visit: Arc<Visit>,
     bytes: usize,
 }
 
-impl Buffer<'_> {
+impl Buffer {
     pub fn take(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let Visit { bounds, one, name, .. } = self.visit;
+        let Visit { bounds, one, name, .. } = &*self.visit;
         if !add(&one.buffered, bytes, bounds.most_of_one.buffered) {
             return Err(Refusal::later(format!(
                 "this gateway has no room for another body of a request to server {name} now; try again"
@@ -162,12 +162,18 @@ impl Buffer<'_> {
         self.bytes += bytes;
         Ok(())
     }
+
+    /// Nothing of it is kept any more.
+    pub fn give_back(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.visit.one.buffered.fetch_sub(bytes, Ordering::Relaxed);
+        self.visit.bounds.all.buffered.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
-impl Drop for Buffer<'_> {
+impl Drop for Buffer {
     fn drop(&mut self) {
-        self.visit.one.buffered.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.visit.bounds.all.buffered.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.give_back();
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  mod      connections: accepted, bounded, ended without losing a request
-//!  request  what a request asks: its server, its headers, its buffered body
+//!  request  what a request asks: its server and its headers
+//!  body     its body: short, or passed on as it comes
 //!  route    to the host, to another gateway, or held until either is known
 //!  peers    the connections to other gateways
 //!  answer   what goes back
@@ -20,6 +21,7 @@
 //! client has used lately; other gateways are told on theirs (HTTP/2: GOAWAY) which requests will still be answered.
 
 mod answer;
+mod body;
 mod bounds;
 mod frames;
 mod peers;
@@ -60,6 +62,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::body::{Outgoing, Streamed};
 use crate::{
     credentials::Credentials,
     gateway::{
@@ -109,9 +112,11 @@ const BACKLOG: usize = 4096;
 pub struct Limits {
     /// Connections at once, further ones wait in the kernel; and requests and sockets under way at once.
     pub connections: usize,
-    /// Body of one request, bytes. Bodies are buffered, so that a request can be routed again.
+    /// What is kept of one request's body, bytes, so that it can be routed again. A longer one is passed on as it comes.
     pub body: usize,
-    /// Buffered bodies together, bytes.
+    /// Body of one request, bytes.
+    pub longest: u64,
+    /// Kept bodies together, bytes.
     pub buffered: usize,
     /// Requests that wait for their server at once.
     pub held: usize,
@@ -128,6 +133,7 @@ impl Default for Limits {
         Self {
             connections: 10_000,
             body: 2 << 20,
+            longest: 256 << 20,
             buffered: 64 << 20,
             held: 4096,
             hold: Duration::from_secs(4),

@@ -1,4 +1,5 @@
-//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests, and one for sockets.
+//! Requests to other gateways: HTTP/2 in TLS, one connection to each, shared by all requests, one for sockets, and one for
+//! long bodies.
 //!
 //! When a server moves, everyone who waited for it is sent on at once. With a connection a request that would be a
 //! storm of connects, just when both pods are busiest; here it is a frame on a connection that is there.
@@ -11,9 +12,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use handoff::PodUid;
-use http_body_util::Full;
 use hyper::{
     Request, Response,
     body::Incoming,
@@ -22,7 +21,7 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::time::timeout;
 
-use crate::{connections::SendError, credentials::Credentials};
+use crate::{connections::SendError, credentials::Credentials, gateway::Outgoing};
 
 /// How long a connection may take to be made. A lost SYN is repeated only after 1 s: trying again is faster.
 const CONNECT: Duration = Duration::from_millis(250);
@@ -33,7 +32,7 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// How long the sign may take; then the pod is taken for cut off, and its requests for broken.
 const PING_ANSWER: Duration = Duration::from_secs(2);
 
-type Sender = http2::SendRequest<Full<Bytes>>;
+type Sender = http2::SendRequest<Outgoing>;
 /// Locked while its connection is being made, so that all who need it wait for the same one.
 type Peer = Arc<tokio::sync::Mutex<Option<Sender>>>;
 /// An address alone may be another pod's by now.
@@ -47,13 +46,15 @@ pub enum Purpose {
     /// Sockets, whose clients may stop to read for long: what waits for them fills a connection's window, which would stop
     /// the requests on it too.
     Sockets,
+    /// Requests whose bodies come as they are passed on: what a busy host has not read yet fills a connection's window, too.
+    Bodies,
 }
 
 impl Purpose {
     /// Bytes of answers under way: on one request or socket, and on the connection.
     const fn windows(self) -> (u32, u32) {
         match self {
-            Self::Requests => (1 << 20, 16 << 20),
+            Self::Requests | Self::Bodies => (1 << 20, 16 << 20),
             Self::Sockets => (64 << 10, 64 << 20),
         }
     }
@@ -77,7 +78,7 @@ impl Peers {
         address: SocketAddr,
         pod: &PodUid,
         purpose: Purpose,
-        request: Request<Full<Bytes>>,
+        request: Request<Outgoing>,
     ) -> Result<Response<Incoming>, SendError> {
         let mut sender = self.connected(address, pod, purpose).await?;
         sender.try_send_request(request).await.map_err(judge)
@@ -139,7 +140,7 @@ async fn connect(
 }
 
 /// What a failure means for the request.
-fn judge(mut failed: TrySendError<Request<Full<Bytes>>>) -> SendError {
+fn judge(mut failed: TrySendError<Request<Outgoing>>) -> SendError {
     let unsent = failed.take_message().is_some();
     let error = failed.into_error();
     let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);

@@ -1,16 +1,14 @@
 //! What a request asks.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, StatusCode, Uri, Version,
-    body::{Body, Incoming},
+    body::Incoming,
     ext::Protocol,
     header::{
-        CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TE, TRAILER,
+        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, SEC_WEBSOCKET_KEY, TE, TRAILER,
         TRANSFER_ENCODING, UPGRADE,
     },
     http::{
@@ -19,10 +17,14 @@ use hyper::{
     },
 };
 use percent_encoding::percent_decode_str;
-use tokio::time::timeout;
 
 use crate::{
-    gateway::{answer::Refusal, bounds::Buffer},
+    gate::Gate,
+    gateway::{
+        answer::Refusal,
+        body::{Most, Outgoing, Stream, Taken},
+        bounds::Buffer,
+    },
     host::header,
     routes::Stamp,
 };
@@ -38,9 +40,6 @@ const MAX_HOPS: u8 = 3;
 
 /// Longest name of a resource.
 const MAX_NAME: usize = 253;
-
-/// How long a client may take to send its body.
-const SEND_BODY: Duration = Duration::from_secs(30);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -72,7 +71,7 @@ pub struct Call {
     whole: PathAndQuery,
     /// Without the server's name.
     stripped: PathAndQuery,
-    body: Bytes,
+    body: Taken,
 }
 
 impl Call {
@@ -106,24 +105,38 @@ impl Call {
             let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
             headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(|_| no_server())?);
         }
-        Ok(Self { name, hops, forward, opens_socket, method, headers, whole, stripped, body: Bytes::new() })
+        Ok(Self {
+            name,
+            hops,
+            forward,
+            opens_socket,
+            method,
+            headers,
+            whole,
+            stripped,
+            body: Taken::none(),
+        })
     }
 
-    /// Reads the body.
-    pub async fn buffer(&mut self, body: Incoming, max: usize, room: &mut Buffer<'_>) -> Result<(), Refusal> {
-        if body.is_end_stream() {
-            return Ok(());
-        }
-        let read = timeout(SEND_BODY, collect(body, max, room)).await;
-        let late = || Refusal::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not come within {SEND_BODY:?}"));
-        self.body = read.map_err(|_| late())??;
+    /// Reads the body, or as much of it as must be here before the request is sent on.
+    pub async fn take_body(&mut self, body: Incoming, most: Most, room: Buffer) -> Result<(), Refusal> {
+        self.body = Taken::read(body, most, room).await?;
         Ok(())
     }
 
-    /// The request for this pod's host.
-    pub fn to_host(&self, stamp: &Stamp) -> Request<Full<Bytes>> {
-        let mut request = self.to(&self.stripped);
+    /// The body, if it comes while the request is sent on.
+    pub fn stream(&self) -> Option<&Stream> {
+        self.body.stream()
+    }
+
+    /// The request for this pod's host, of which nothing passes any more once the gate is closed.
+    pub fn to_host(&self, stamp: &Stamp, gate: Gate) -> Request<Outgoing> {
+        let mut request = self.to(&self.stripped, Some(gate));
         let headers = request.headers_mut();
+        if self.stream().is_some() && !headers.contains_key(CONTENT_LENGTH) {
+            // Else hyper sends a GET without its body.
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         headers.insert(header::SERVER, stamp.server.clone());
         headers.insert(header::UID, stamp.uid.clone());
         headers.insert(header::EPOCH, stamp.epoch.clone());
@@ -134,8 +147,8 @@ impl Call {
     }
 
     /// The request for another gateway. HTTP/2 wants the whole address; `Host` stays the client's.
-    pub fn to_peer(&self, gateway: SocketAddr) -> Request<Full<Bytes>> {
-        let mut request = self.to(&self.whole);
+    pub fn to_peer(&self, gateway: SocketAddr) -> Request<Outgoing> {
+        let mut request = self.to(&self.whole, None);
         let mut uri = std::mem::take(request.uri_mut()).into_parts();
         uri.scheme = Some(Scheme::HTTP);
         uri.authority = Authority::try_from(gateway.to_string()).ok();
@@ -154,14 +167,19 @@ impl Call {
         self.hops >= MAX_HOPS
     }
 
+    /// Whether it cannot be sent again: more of its body has been passed on than is kept.
+    pub fn is_spent(&self) -> bool {
+        self.stream().is_some_and(|stream| !stream.is_kept())
+    }
+
     /// Whether doing it twice does nothing more than doing it once does: only then may it be sent again when the first
     /// one may have been processed.
     pub fn is_safe(&self) -> bool {
         self.method.is_safe()
     }
 
-    fn to(&self, path: &PathAndQuery) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+    fn to(&self, path: &PathAndQuery, gate: Option<Gate>) -> Request<Outgoing> {
+        let mut request = Request::new(self.body.send(gate));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = Uri::from(path.clone());
         *request.headers_mut() = self.headers.clone();
@@ -270,35 +288,10 @@ fn is_name(name: &str) -> bool {
         && !name.starts_with(['.', '-'])
 }
 
-async fn collect(mut body: Incoming, max: usize, room: &mut Buffer<'_>) -> Result<Bytes, Refusal> {
-    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {max} bytes"));
-    if body.size_hint().lower() > max as u64 {
-        return Err(too_large());
-    }
-    let mut first = Bytes::new();
-    let mut more = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the body broke off"))?;
-        let Ok(data) = frame.into_data() else { continue };
-        if first.len().max(more.len()) + data.len() > max {
-            return Err(too_large());
-        }
-        room.take(data.len())?;
-        if first.is_empty() {
-            first = data;
-        } else {
-            if more.is_empty() {
-                more.extend_from_slice(&first);
-            }
-            more.extend_from_slice(&data);
-        }
-    }
-    Ok(if more.is_empty() { first } else { more.freeze() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::boot_time;
 
     #[test]
     fn splits_the_servers_name_from_the_path() {
@@ -344,7 +337,7 @@ mod tests {
         for (request, key_length) in [(one, 1), (two, 24)] {
             let call = Call::read(request.body(()).unwrap().into_parts().0, Origin::User).unwrap();
             assert!(call.opens_socket);
-            let asked = call.to_host(&stamp);
+            let asked = call.to_host(&stamp, Gate::open(boot_time));
             assert_eq!((asked.method(), asked.uri().path()), (&Method::GET, "/socket"));
             let header = |name| asked.headers()[name].to_str().unwrap();
             assert_eq!((header("connection"), header("upgrade")), ("Upgrade", "websocket"));

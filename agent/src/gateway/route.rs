@@ -1,6 +1,6 @@
 //! Where a request goes: to the host, to another gateway, or nowhere until either is known.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{future::pending, net::SocketAddr, pin::pin, str::FromStr, sync::Arc, time::Duration};
 
 use handoff::{Epoch, PodUid, ServerUid};
 use hyper::{
@@ -8,13 +8,14 @@ use hyper::{
     body::Incoming,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     connections::SendError,
     gateway::{
         Inner,
         answer::{InFlight, Passed, Payload, Refusal, UnderWay},
+        body::{Most, Stream},
         bounds::Visit,
         peers::Purpose,
         request::{Call, Origin, strip_connection},
@@ -85,7 +86,7 @@ impl Inner {
         request: Request<Incoming>,
         from: Origin,
         hold: &mut Hold,
-    ) -> Result<(Answered, Visit), Refusal> {
+    ) -> Result<(Answered, Arc<Visit>), Refusal> {
         let (head, body) = request.into_parts();
         let mut call = Call::read(head, from)?;
         let visit = self.bounds.enter(&call.name)?;
@@ -94,9 +95,15 @@ impl Inner {
     }
 
     /// Tries until a route leads to an answer.
-    async fn seek(&self, call: &mut Call, body: Incoming, visit: &Visit, hold: &mut Hold) -> Result<Answered, Refusal> {
-        let mut room = visit.buffer();
-        call.buffer(body, self.limits.body, &mut room).await?;
+    async fn seek(
+        &self,
+        call: &mut Call,
+        body: Incoming,
+        visit: &Arc<Visit>,
+        hold: &mut Hold,
+    ) -> Result<Answered, Refusal> {
+        let most = Most { kept: self.limits.body, passed: self.limits.longest };
+        call.take_body(body, most, visit.buffer()).await?;
         loop {
             let found = self.routes.find(&call.name);
             let tried = match &found {
@@ -108,6 +115,7 @@ impl Inner {
             let why = match tried {
                 Some(Tried::Answered(answered)) => return Ok(answered),
                 Some(Tried::Failed(refusal)) => return Err(refusal),
+                Some(Tried::NotGiven(why)) if call.is_spent() => return Err(spent(&call.name, &why)),
                 Some(Tried::NotGiven(why)) => Some(why),
                 None => None,
             };
@@ -141,7 +149,13 @@ impl Inner {
 
     async fn local(&self, call: &Call, stamp: &Stamp, route: &Route) -> Tried {
         let at_host = Some(InFlight::begin(&self.at_host));
-        let mut answer = match self.send(call, self.host.forward(call.to_host(stamp)), "the host").await {
+        let sending = self.host.forward(call.to_host(stamp, self.host.gate()));
+        let sent = tokio::select! {
+            biased;
+            sent = self.send(call, sending, "the host") => sent,
+            () = self.left_behind(call, route) => Err(Tried::NotGiven("it went before the body had come".into())),
+        };
+        let mut answer = match sent {
             Ok(answer) => answer,
             Err(tried) => return tried,
         };
@@ -179,7 +193,11 @@ impl Inner {
                 call.hops + 1
             )));
         }
-        let purpose = if call.opens_socket { Purpose::Sockets } else { Purpose::Requests };
+        let purpose = match call.stream() {
+            _ if call.opens_socket => Purpose::Sockets,
+            Some(_) => Purpose::Bodies,
+            None => Purpose::Requests,
+        };
         let sending = self.peers.send(gateway, pod, purpose, call.to_peer(gateway));
         let mut answer = match self.send(call, sending, "the owner's gateway").await {
             Ok(answer) => answer,
@@ -212,21 +230,49 @@ impl Inner {
         whom: &str,
     ) -> Result<Response<B>, Tried> {
         let failed = |status, message| Tried::Failed(Refusal::new(status, message));
-        match timeout(self.limits.answer, sending).await {
-            Ok(Ok(mut answer)) => {
+        let sent = self.in_time(call, sending).await;
+        if !matches!(sent, Some(Ok(_)))
+            && let Some(fault) = call.stream().and_then(Stream::fault)
+        {
+            return Err(Tried::Failed(fault));
+        }
+        match sent {
+            Some(Ok(mut answer)) => {
                 strip_connection(answer.headers_mut());
                 Ok(answer)
             }
-            Ok(Err(SendError::NotSent(why))) => Err(Tried::NotGiven(format!("{whom}: {why}"))),
-            Ok(Err(SendError::Broken(why))) if call.is_safe() => Err(Tried::NotGiven(format!("{whom}: {why}"))),
-            Ok(Err(SendError::Broken(why))) => Err(failed(
+            Some(Err(SendError::NotSent(why))) => Err(Tried::NotGiven(format!("{whom}: {why}"))),
+            Some(Err(SendError::Broken(why))) if call.is_safe() => Err(Tried::NotGiven(format!("{whom}: {why}"))),
+            Some(Err(SendError::Broken(why))) => Err(failed(
                 StatusCode::BAD_GATEWAY,
                 format!("{whom} broke off before it answered ({why}); the request may have been processed"),
             )),
-            Err(_) => Err(failed(
+            None => Err(failed(
                 StatusCode::GATEWAY_TIMEOUT,
                 format!("{whom} did not answer within {:?}; the request may have been processed", self.limits.answer),
             )),
+        }
+    }
+
+    /// What came of it, if that began in time: counted from the last that the other side took of the body.
+    async fn in_time<T>(&self, call: &Call, sending: impl Future<Output = T>) -> Option<T> {
+        let mut sending = pin!(sending);
+        let mut since = Instant::now();
+        loop {
+            if let Ok(sent) = timeout_at(since + self.limits.answer, sending.as_mut()).await {
+                return Some(sent);
+            }
+            since = call.stream().map(Stream::moved).filter(|moved| *moved > since)?;
+        }
+    }
+
+    /// Returns when the server has gone while the body was still coming, of which nothing more is sent then. A host handles
+    /// a request when it is whole: so it has not, and never will.
+    async fn left_behind(&self, call: &Call, route: &Route) {
+        let Some(stream) = call.stream() else { return pending().await };
+        self.over(&Stays::here(&call.name, route)).await;
+        if !stream.cut_short() {
+            pending().await
         }
     }
 
@@ -262,6 +308,13 @@ impl Inner {
 fn is_endless(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"))
+}
+
+/// The host or gateway that did not take a request has had too much of its body.
+fn spent(name: &str, why: &str) -> Refusal {
+    Refusal::later(format!(
+        "the request was not given to server {name} ({why}), and its body is too long to be kept: send it again"
+    ))
 }
 
 fn unknown(name: &str) -> Refusal {

@@ -20,5 +20,5 @@ pub fn pod(name: &str) -> PodFacts {
 }
 
 pub fn room(state_version: Option<u32>) -> Need {
-    Need { kind: "room".into(), state_version, max_of_type: None }
+    Need { kind: "room".into(), state_version, max_of_type: None, near: Vec::new() }
 }

@@ -127,7 +127,9 @@ impl World {
         let Some(server) = self.servers.get(uid) else { return Attended::Done };
         let spec = self.pools.get(&server.pool).and_then(|pool| pool.object.as_ref()).map(|object| &object.spec);
         let resolved = spec.and_then(|spec| settings::server(spec, &server.spec).ok());
-        let need = server.need(resolved.and_then(|resolved| resolved.max_of_type_per_pod));
+        let need = server.need(resolved.and_then(|resolved| resolved.max_of_type_per_pod), self.near(server));
+        let held = self.held_near(uid, &need, now);
+        let Some(server) = self.servers.get(uid) else { return Attended::Done };
         let avoid = &server.ownership.avoid;
         let home = server.ownership.home();
         let board = &places.board;
@@ -135,11 +137,13 @@ impl World {
         let chosen = board
             .best(&need, |pod| Some(&pod.pod) == wish && pod.leaving.is_none() && !avoid.contains(&pod.pod))
             .or_else(|| board.best(&need, |pod| Some(&pod.pod) == home && !avoid.contains(&pod.pod)))
-            .or_else(|| board.best(&need, |pod| !avoid.contains(&pod.pod)))
-            .or_else(|| board.best(&need, |_| true));
+            .or_else(|| best(board, &need, held, |pod| !avoid.contains(&pod.pod)))
+            .or_else(|| best(board, &need, held, |_| true));
         match chosen.map(|facts| facts.pod.clone()) {
             None => {
-                let why = no_pod(server, places.board.pods(), &need);
+                let elsewhere = held.filter(|_| board.best(&need, |_| true).is_some());
+                let why = elsewhere.and_then(|label| self.waits_near(server, &need, label));
+                let why = why.unwrap_or_else(|| no_pod(server, places.board.pods(), &need));
                 self.unplaced(uid, Some(why), now);
                 Attended::Wait
             }
@@ -207,6 +211,19 @@ impl World {
         let (assignment, over) = (assign.assignment, assign.superseded_epoch);
         tracing::debug!(server = %server.id, %pod, assignment, superseded = over, "assign");
         self.effects.push(Effect::Send(session, to_agent::Body::Assign(assign)));
+    }
+}
+
+/// The best pod, of those that have the same value of a label if one is named.
+fn best<'a>(
+    board: &'a Board,
+    need: &Need,
+    label: Option<usize>,
+    allowed: impl Fn(&PodFacts) -> bool,
+) -> Option<&'a PodFacts> {
+    match label {
+        Some(label) => board.nearest(label, need, allowed),
+        None => board.best(need, allowed),
     }
 }
 

@@ -7,7 +7,7 @@ use handoff::{Instant, PodUid, ServerUid, lease::Heard, moves::Leaving, placemen
 use wire::session::{Held, HostType};
 
 use crate::{
-    model::{Key, Pod, ReplicaSet, SessionId},
+    model::{Key, Node, Pod, ReplicaSet, SessionId},
     ownership::PodView,
     plan::Candidate,
 };
@@ -83,8 +83,8 @@ pub struct Cluster {
     pub pods: HashMap<PodUid, PodEntry>,
     /// Pods that were seen to be over before their object went, and when.
     pub over: HashMap<PodUid, Instant>,
-    /// Whether pods may be put on it, by name.
-    pub nodes: HashMap<String, bool>,
+    /// By name.
+    pub nodes: HashMap<String, Node>,
     /// By uid.
     pub replica_sets: HashMap<String, ReplicaSet>,
     /// The revision that the pods of a `StatefulSet` are to have, by uid.
@@ -131,7 +131,7 @@ impl Cluster {
     /// Whether a pod's node is cordoned. A node that is not known (yet) is not.
     #[must_use]
     pub fn cordoned(&self, pod: &Pod) -> bool {
-        self.nodes.get(&pod.node).is_some_and(|schedulable| !schedulable)
+        self.nodes.get(&pod.node).is_some_and(|node| !node.schedulable)
     }
 
     /// The pods of a pool, as plans and placement see them, by uid.
@@ -168,6 +168,7 @@ impl Cluster {
                 capacity: settings.and_then(|settings| settings.max_servers_per_pod).unwrap_or(NO_LIMIT),
                 types: types.iter().map(|kind| (kind.name.clone(), kind.loads.clone())).collect(),
                 of_type: HashMap::new(),
+                near: settings.map(|settings| self.near(pod, settings)).unwrap_or_default(),
             },
             alive: pod.pending || pod.running,
             name: pod.key.name.clone(),
@@ -175,6 +176,13 @@ impl Cluster {
             gateway_address: session.map(|session| session.gateway.clone()).unwrap_or_default(),
             types,
         }
+    }
+
+    /// What a pod's node has of the labels that servers of its pool stay near by.
+    fn near(&self, pod: &Pod, settings: &settings::Pool) -> Vec<String> {
+        let labels = self.nodes.get(&pod.node).map(|node| &node.labels);
+        let value = |near: &settings::Near| labels.and_then(|labels| labels.get(&near.label)).cloned();
+        settings.sticky.iter().map(|near| value(near).unwrap_or_default()).collect()
     }
 
     /// Whether the Service that the pool follows leads elsewhere. One that does not exist, or selects by other means than
@@ -225,7 +233,7 @@ mod tests {
 
     fn set(uid: &str, deployment: &str, revision: u64) -> (String, ReplicaSet) {
         let deployment = Some(deployment.to_owned());
-        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 1 })
+        (uid.to_owned(), ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 1, ends: None })
     }
 
     fn pod_of(set: Option<&str>) -> Pod {

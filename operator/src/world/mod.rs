@@ -15,6 +15,7 @@ mod foretell;
 mod index;
 mod look;
 mod moves;
+mod near;
 mod objects;
 mod publish;
 mod report;
@@ -27,7 +28,7 @@ use std::{
 };
 
 use crds::{DurableServerPoolStatus, DurableServerSpec, DurableServerStatus, LastHandoff, Reason, settings};
-use handoff::{Instant, PodUid, ServerId, ServerUid, placement::Need};
+use handoff::{Epoch, Instant, PodUid, ServerId, ServerUid, placement::Need};
 
 pub use bury::{Deletion, FINALIZER};
 pub use cluster::{Cluster, PodEntry, Session};
@@ -88,6 +89,8 @@ pub struct Server {
     pub sequence: u64,
     /// Why no pod gets it.
     pub unplaced: Option<Trouble>,
+    /// The term after which it has no pod, and since when it could be started in any.
+    pub podless: Option<(Epoch, Instant)>,
     /// Its last move.
     pub last_handoff: Option<LastHandoff>,
     /// Its status, as it was last read or handed to the writer.
@@ -101,9 +104,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// What it needs of a pod, which may have so many of its type.
-    fn need(&self, max_of_type: Option<u32>) -> Need {
-        Need { kind: self.spec.type_.clone(), state_version: self.state_version, max_of_type }
+    /// What it needs of a pod, which may have so many of its type, and should be near that.
+    fn need(&self, max_of_type: Option<u32>, near: Vec<String>) -> Need {
+        Need { kind: self.spec.type_.clone(), state_version: self.state_version, max_of_type, near }
     }
 }
 
@@ -203,7 +206,7 @@ impl World {
             Event::ServerGone(uid) => self.server_gone(&uid, now.mono),
             Event::Pod(pod) => self.pod_seen(&pod, now),
             Event::PodGone(uid) => self.pod_gone(&uid, now),
-            Event::Node(name, schedulable) => self.node_seen(&name, Some(schedulable)),
+            Event::Node(name, node) => self.node_seen(&name, Some(&node)),
             Event::NodeGone(name) => self.node_seen(&name, None),
             Event::ReplicaSet(set) => self.replica_set_seen(&set, now.mono),
             Event::ReplicaSetGone(uid) => self.replica_set_gone(&uid),
@@ -298,7 +301,7 @@ impl World {
         self.notice_settled(key, now.mono);
         self.attend(key, now.mono);
         self.publish_plan(key, now.mono);
-        self.move_some(key, now.mono);
+        self.move_some(key, now);
         self.publish_directory(key, now.mono);
         self.report_servers(key, now);
         let empty = |pool: &Pool| pool.object.is_none() && pool.servers.is_empty() && pool.pods.is_empty();

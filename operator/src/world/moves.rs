@@ -12,11 +12,12 @@ use handoff::{
     placement::{Board, PodFacts},
     window::Window,
 };
+use jiff::Timestamp;
 use wire::session::{self, MoveEnded, Phase, to_agent};
 
 use super::{Pool, World, sessions::server_ref};
 use crate::{
-    model::{Effect, Key},
+    model::{Effect, Key, Now},
     ownership::Standing,
     plan::Candidate,
 };
@@ -101,7 +102,7 @@ impl Moves {
 
 impl World {
     /// Orders the next moves of a pool.
-    pub(super) fn move_some(&mut self, key: &Key, now: Instant) {
+    pub(super) fn move_some(&mut self, key: &Key, Now { mono: now, wall }: Now) {
         let Some(pool) = self.pools.get_mut(key).filter(|pool| pool.settled) else { return };
         if !std::mem::take(&mut pool.moves.look) {
             return;
@@ -128,7 +129,8 @@ impl World {
         }
         let Some(pool) = self.pools.get(key) else { return };
         let most = usize::try_from(settings.drain.max_concurrency).unwrap_or(usize::MAX);
-        let room = pool.moves.window.size(most).saturating_sub(pool.moves.flights.len());
+        let at_once = self.pace(pool, wall).clamp(pool.moves.window.size(most), most.max(1));
+        let room = at_once.saturating_sub(pool.moves.flights.len());
         if room == 0 {
             return;
         }
@@ -143,6 +145,19 @@ impl World {
         for next in orders {
             self.order_move(key, next, &candidates, now);
         }
+    }
+
+    /// How many must move at once, for the sake of pods that servers leave and that soon end.
+    fn pace(&self, pool: &Pool, now: Timestamp) -> usize {
+        let ends = |uid: &PodUid| {
+            let set = self.cluster.pods.get(uid)?.pod.replica_set.as_ref()?;
+            let servers = self.cluster.sessions.get(uid)?.held.len();
+            Some((self.cluster.replica_sets.get(set)?.ends?, servers))
+        };
+        let ending: Vec<(Timestamp, usize)> = self.left(pool).filter_map(ends).collect();
+        let Some(first) = ending.iter().map(|(at, _)| *at).min() else { return 0 };
+        let within = Duration::try_from(first.duration_since(now)).unwrap_or_default();
+        moves::in_time(ending.iter().map(|(_, servers)| servers).sum(), within)
     }
 
     /// The fullest pod gives some to emptier ones.
@@ -231,7 +246,7 @@ impl World {
             () => Ok(Resident {
                 server: uid.clone(),
                 pod: pod.clone(),
-                need: server.need(resolved.max_of_type_per_pod),
+                need: server.need(resolved.max_of_type_per_pod, self.near(server)),
                 priority: resolved.priority,
                 tried: pool.moves.rests.get(uid).map(|rest| rest.tried.clone()).unwrap_or_default(),
             }),

@@ -10,7 +10,9 @@ use wire::session::{Settings, to_agent};
 
 use super::{PodEntry, Server, World, bury::Deletion};
 use crate::{
-    model::{Effect, Key, Kind, Malformed, Note, Now, Pod, PoolObject, Refusal, ReplicaSet, ServerObject, What, Write},
+    model::{
+        Effect, Key, Kind, Malformed, Node, Note, Now, Pod, PoolObject, Refusal, ReplicaSet, ServerObject, What, Write,
+    },
     ownership::Ownership,
     status,
 };
@@ -118,6 +120,7 @@ impl World {
             state_version: None,
             sequence: status.sequence.unwrap_or_default(),
             unplaced: None,
+            podless: None,
             last_handoff: None,
             status,
             written: None,
@@ -257,12 +260,13 @@ impl World {
     }
 
     /// `None`: the node is gone, so nothing is known of it.
-    pub(super) fn node_seen(&mut self, name: &str, schedulable: Option<bool>) {
-        let before = match schedulable {
-            Some(schedulable) => self.cluster.nodes.insert(name.to_owned(), schedulable),
+    pub(super) fn node_seen(&mut self, name: &str, node: Option<&Node>) {
+        let schedulable = |node: Option<&Node>| node.is_none_or(|node| node.schedulable);
+        let before = match node {
+            Some(node) => self.cluster.nodes.insert(name.to_owned(), node.clone()),
             None => self.cluster.nodes.remove(name),
         };
-        if before.unwrap_or(true) == schedulable.unwrap_or(true) {
+        if schedulable(before.as_ref()) == schedulable(node) {
             return;
         }
         let pods = self.cluster.pods.values().map(|entry| &entry.pod).filter(|pod| pod.node == name);

@@ -79,6 +79,7 @@ impl World {
             held: self.word_of_owner(uid),
             silent: ownership.standing == Standing::Unheard && entry.is_some_and(|e| silent(e.silent_since, now.mono)),
             unplaced: server.unplaced.as_ref(),
+            topology: self.topology(server),
             wish: server.wish.as_deref(),
             unmet: server.unmet.as_ref(),
             last_handoff: server.last_handoff.clone(),

@@ -79,7 +79,7 @@ fn a_cordoned_node_is_left_as_foretold() {
         told,
         [(("rooms-1", "rooms-3"), 3), (("rooms-1", "rooms-4"), 6)].map(|((a, b), n)| ((a.into(), b.into()), n)).into()
     );
-    story.event(Event::Node("node".into(), false));
+    story.event(Event::Node("node".into(), Node::default()));
     assert_eq!(happens(&mut story), told);
     assert_eq!(
         ask(&story, If::Node("elsewhere".into())),
@@ -116,7 +116,8 @@ fn a_rollout_sends_everything_to_pods_that_are_still_to_come_and_what_cannot_go_
     for ahead in [false, true] {
         let mut story = four(9, &json!({ "handoffOnShutdown": { "enabled": true, "ahead": ahead }, "paused": true }));
         assert_eq!(ask(&story, If::Rollout), Err(Unanswerable::NoWorkload(Key::new("ns", "rooms"))));
-        let set = ReplicaSet { uid: "set".into(), deployment: Some("d".into()), revision: 1, replicas: 4, desired: 4 };
+        let (uid, deployment) = ("set".into(), Some("d".into()));
+        let set = ReplicaSet { uid, deployment, revision: 1, replicas: 4, desired: 4, ends: None };
         story.event(Event::ReplicaSet(set));
         for n in 1..5 {
             story.event(Event::Pod(Box::new(Pod { replica_set: Some("set".into()), ..pod(n) })));

@@ -9,6 +9,7 @@ mod letting_in;
 mod look;
 mod misfortune;
 mod moves;
+mod near;
 mod noise;
 mod placing;
 mod telling;
@@ -25,7 +26,7 @@ use wire::session::{
 };
 
 use super::*;
-use crate::model::{Identity, Opening, Pod, Refusal, ReplicaSet, ServerObject, What, Write};
+use crate::model::{Identity, Node, Opening, Pod, Refusal, ReplicaSet, ServerObject, What, Write};
 
 /// A world, its clock, and what its agents were told.
 struct Story {

@@ -129,7 +129,7 @@ fn servers_follow_the_active_service_there_and_back() {
 fn ahead_servers_go_to_the_new_revision_while_the_old_pods_live_and_no_pod_gets_more_than_its_share() {
     let set = |uid: &str, revision| {
         let deployment = Some("d".to_owned());
-        Event::ReplicaSet(ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 2 })
+        Event::ReplicaSet(ReplicaSet { uid: uid.into(), deployment, revision, replicas: 1, desired: 2, ends: None })
     };
     let of = |n, set: &str| Event::Pod(Box::new(Pod { replica_set: Some(set.into()), ..pod(n) }));
     let with = |ahead: bool| json!({ "handoffOnShutdown": { "enabled": true, "ahead": ahead } });
@@ -149,6 +149,20 @@ fn ahead_servers_go_to_the_new_revision_while_the_old_pods_live_and_no_pod_gets_
     story.event(of(3, "new"));
     story.open(3, 3, vec![]);
     assert_eq!(to(&moves(&mut story)), [(1, "rooms-3".to_owned())]);
+}
+
+#[test]
+fn what_a_service_led_to_is_left_in_the_time_until_its_pods_end() {
+    for (seconds, at_once) in [(None, 8), (Some(3_600), 8), (Some(15), 11), (Some(6), 50), (Some(-9), 50)] {
+        let mut story = story(100, &json!({ "activeService": "active" }));
+        let ends = seconds.map(|seconds| story.now().wall + jiff::SignedDuration::from_secs(seconds));
+        story.event(Event::ReplicaSet(ReplicaSet { uid: "blue".into(), ends, ..ReplicaSet::default() }));
+        story.event(Event::Pod(Box::new(Pod { replica_set: Some("blue".into()), ..pod(1) })));
+        let green: BTreeMap<_, _> = [("colour".to_owned(), "green".to_owned())].into();
+        story.event(Event::Pod(Box::new(Pod { labels: green.clone(), ..pod(2) })));
+        story.event(Event::Service(Key::new("ns", "active"), green));
+        assert_eq!(moves(&mut story).len(), at_once, "{seconds:?}");
+    }
 }
 
 #[test]
@@ -185,7 +199,7 @@ fn a_cordoned_node_is_left_only_ahead_and_a_shutting_pod_by_its_own_drain() {
     for (ahead, expected) in [(false, 0), (true, 2)] {
         let mut story = story(2, &json!({ "handoffOnShutdown": { "enabled": true, "ahead": ahead } }));
         story.event(Event::Pod(Box::new(Pod { node: "other".into(), ..pod(2) })));
-        story.event(Event::Node("node".into(), false));
+        story.event(Event::Node("node".into(), Node::default()));
         assert_eq!(moves(&mut story).len(), expected);
     }
     let mut story = story(2, &json!({}));

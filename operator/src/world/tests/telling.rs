@@ -60,6 +60,7 @@ fn a_drain_is_recorded_once_and_its_agent_hears_of_it() {
         revision,
         replicas: 1,
         desired: 1,
+        ends: None,
     };
     story.event(Event::ReplicaSet(set("old", 1)));
     story.event(Event::ReplicaSet(set("new", 2)));

@@ -140,6 +140,7 @@ fn standing_plan(plan: wire::session::Plan) -> StandingPlan {
         pod: PodUid(target.pod_uid),
         newest: target.newest,
         deletion_cost: target.deletion_cost,
+        far: target.far,
         load: target.load,
         capacity: target.capacity,
     });
