@@ -20,7 +20,7 @@ use handoff::{
     adopt::Told,
     log::{Authority, Grantee, Header, Kind, Writer},
 };
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::Request;
 use store::{Body, Draft, Log, Memory};
 use support::notes::{self, Note, server};
@@ -80,7 +80,7 @@ impl Scene {
             .header("durable-epoch", epoch)
             .body(Full::new(Bytes::from(text)))
             .unwrap();
-        self.agent.host.forward(request).await.ok().map(|answer| answer.status().as_u16())
+        self.agent.host.forward(request.map(Either::Left)).await.ok().map(|answer| answer.status().as_u16())
     }
 
     fn log(&self) -> Log {

@@ -387,7 +387,8 @@ mod tests {
         let service = service_fn(async |request: Request<Incoming>| {
             let room = Bounds::new(&Limits::default(), Metrics::new().unwrap()).enter("lobby").unwrap().buffer();
             let Ok(Taken::Stream(stream)) = Taken::read(request.into_body(), MOST, room).await else { panic!() };
-            check(stream, client.lock().unwrap().take().unwrap()).await;
+            let client = client.lock().unwrap().take().unwrap();
+            check(stream, client).await;
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
         });
         // Its client has gone by then.

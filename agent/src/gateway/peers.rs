@@ -93,8 +93,9 @@ impl Peers {
         }
         *slot = None;
         let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
-        let sender =
-            timeout(CONNECT, connect(&self.credentials, address, pod, purpose)).await.map_err(|_| late())??;
+        // Apart from the requests' own futures, which would all be as large as a handshake.
+        let connecting = Box::pin(connect(&self.credentials, address, pod, purpose));
+        let sender = timeout(CONNECT, connecting).await.map_err(|_| late())??;
         *slot = Some(sender.clone());
         Ok(sender)
     }

@@ -272,7 +272,7 @@ impl Inner {
         let Some(stream) = call.stream() else { return pending().await };
         self.over(&Stays::here(&call.name, route)).await;
         if !stream.cut_short() {
-            pending().await
+            pending::<()>().await;
         }
     }
 
