@@ -163,6 +163,12 @@ impl Operator {
     }
 }
 
+/// Half of the cores, at least one: the other half is for the host, which has a part in all that the agent does.
+#[must_use]
+pub fn half_of_the_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
+}
+
 /// The agent.
 pub struct Agent {
     /// What it was told at its start.
@@ -239,7 +245,6 @@ impl Agent {
         metrics: Metrics,
     ) -> Arc<Self> {
         let lease = Keeper::new(PodUid(config.pod_uid.clone()), boot_time, host.gate());
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Attempts of a later run of this agent must be higher than those of an earlier one.
         let first_attempt = crate::servers::unix_ms(std::time::SystemTime::now()) << 16;
         Arc::new(Self {
@@ -271,7 +276,7 @@ impl Agent {
             moves: crate::moves::Moves::default(),
             news: crate::news::News::default(),
             store_counts: Arc::default(),
-            freezes: Arc::new(Semaphore::new((cores / 2).max(1))),
+            freezes: Arc::new(Semaphore::new(half_of_the_cores())),
             starts: Arc::new(Semaphore::new(STARTS_AT_ONCE)),
             syncs: Arc::new(Semaphore::new(SYNCS_AT_ONCE)),
             first_attempt,

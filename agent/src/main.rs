@@ -11,7 +11,7 @@ use std::{
 
 use agent::{
     adopt,
-    agent::Agent,
+    agent::{Agent, half_of_the_cores},
     check_host, cleanup,
     config::{Config, GRACE_MARGIN},
     credentials::Credentials,
@@ -30,6 +30,7 @@ use clap::{Args, CommandFactory, FromArgMatches};
 use handoff::PodUid;
 use tokio::{
     net::{TcpListener, TcpSocket, UnixListener},
+    runtime,
     signal::unix::{SignalKind, signal},
     task::JoinHandle,
     time::{self, Instant},
@@ -54,8 +55,14 @@ const CHECK_HOST: &str = "check-host";
 /// The word after which a store is looked at or tidied up, and nothing else done.
 const STORE: &str = "store";
 
-#[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+/// Each wake-up of another thread is one more turn on the core in the middle of a gap. Of 300 gaps on two cores, as the agents
+/// measured them, 99 of 100 were below 37 ms with a thread for each core, and below 20, 30 and 19 ms with one for both.
+fn main() -> anyhow::Result<ExitCode> {
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(half_of_the_cores()).enable_all().build();
+    runtime.context("threads")?.block_on(start())
+}
+
+async fn start() -> anyhow::Result<ExitCode> {
     let checking = check_host::Options::augment_args(clap::Command::new(CHECK_HOST))
         .about("Checks that a host keeps the contract, and explains where it does not");
     let tidying = store_tool::Options::augment_args(clap::Command::new(STORE))
