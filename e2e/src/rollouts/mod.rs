@@ -25,8 +25,9 @@ const PODS: usize = 4;
 const WRITES: u32 = 200;
 /// While there are sockets and streams too.
 const MORE_WRITES: u32 = 500;
-/// Restarts in a row, while there are.
+/// Restarts in a row, while there are; fewer for every landing.
 const RESTARTS: u32 = 10;
+const FEW_RESTARTS: u32 = 2;
 const STATE: usize = 4096;
 /// So many servers are enough to see that something is wrong.
 const FEW: usize = 240;
@@ -136,12 +137,10 @@ fn ways() -> Vec<Way> {
 pub async fn run(size: Size, only: &str) -> Result<()> {
     let cluster = Cluster::up(Store::Outside).await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
-    // Sockets and streams at full load leave two cores nothing for the control plane: not for every landing.
-    let goes = |way: &Way| way.name.contains(only) && (size == Size::Whole || !way.sockets);
-    for way in ways().into_iter().filter(goes) {
+    for way in ways().into_iter().filter(|way| way.name.contains(only)) {
         let row = way.go(&cluster, size).await.with_context(|| way.name.to_owned())?;
         println!("{}", line(&row));
-        limits.extend(way.limits(&row));
+        limits.extend(way.limits(&row, size));
         rows.push(row);
     }
     for absence in states::ALL.iter().filter(|absence| absence.name.contains(only)) {
@@ -176,7 +175,7 @@ impl Way {
         rooms.create(servers, STATE).await?;
         let clients = if self.sockets { Some(Clients::start(rooms.service().await?)?) } else { None };
         let sends = async {
-            for _ in 0..self.times() {
+            for _ in 0..self.times(size) {
                 (self.run)(&rooms).await?;
             }
             Ok(())
@@ -196,13 +195,17 @@ impl Way {
         Ok(row)
     }
 
-    fn times(&self) -> u32 {
-        if self.sockets { RESTARTS } else { 1 }
+    fn times(&self, size: Size) -> u32 {
+        match size {
+            _ if !self.sockets => 1,
+            Size::Whole => RESTARTS,
+            Size::Few => FEW_RESTARTS,
+        }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts of a test run are far below 2^53")]
-    fn limits(&self, row: &Row) -> Vec<Limit> {
-        let (name, figures, times) = (self.name, &row.figures, self.times());
+    fn limits(&self, row: &Row, size: Size) -> Vec<Limit> {
+        let (name, figures, times) = (self.name, &row.figures, self.times(size));
         let (hops, most) = (self.hops * f64::from(times), self.most as f64 * f64::from(times));
         let mut limits = report::nothing_lost(name, figures);
         limits.push(Limit::count(&format!("{name}: moves a server"), figures.hops_per_server, hops));
