@@ -27,7 +27,7 @@ use super::{
 use crate::host::{HostError, Snapshot};
 
 /// For what was sent to have come, or a wrong answer to it.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// Longest answer that is read, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -106,6 +106,7 @@ impl<'a> Slow<'a> {
     }
 
     async fn break_off(self) {
+        sleep(SETTLE).await;
         let _ = self.body.unbounded_send(Err(io::ErrorKind::BrokenPipe.into()));
         // It has come to nothing, as it should.
         let _ = self.answer.await;

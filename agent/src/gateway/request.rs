@@ -105,17 +105,7 @@ impl Call {
             let key = BASE64_STANDARD.encode(rand::random::<[u8; 16]>());
             headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).map_err(|_| no_server())?);
         }
-        Ok(Self {
-            name,
-            hops,
-            forward,
-            opens_socket,
-            method,
-            headers,
-            whole,
-            stripped,
-            body: Taken::none(),
-        })
+        Ok(Self { name, hops, forward, opens_socket, method, headers, whole, stripped, body: Taken::none() })
     }
 
     /// Reads the body, or as much of it as must be here before the request is sent on.
