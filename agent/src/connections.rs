@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    io::{self, ErrorKind, IoSlice},
     path::Path,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,6 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     time::{Instant, timeout},
 };
@@ -135,7 +137,7 @@ fn closes(headers: &HeaderMap) -> bool {
 async fn connect(socket: &Path) -> Result<Sender, SendError> {
     let connecting = async {
         let stream = UnixStream::connect(socket).await.map_err(not_sent)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(not_sent)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(Answered(stream))).await.map_err(not_sent)?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "connection ended");
@@ -145,6 +147,51 @@ async fn connect(socket: &Path) -> Result<Sender, SendError> {
     };
     let late = || SendError::NotSent(format!("not connected within {CONNECT:?}"));
     timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// A connection whose other end may answer, and close it, while it is still written to. hyper would report that nothing can be
+/// written any more, though the answer can be read: so that is not said, and what is read next is the answer, or the end.
+struct Answered(UnixStream);
+
+fn written(result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    match result {
+        Poll::Ready(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+            Poll::Pending
+        }
+        other => other,
+    }
+}
+
+impl AsyncRead for Answered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Answered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        written(Pin::new(&mut self.0).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        written(Pin::new(&mut self.0).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
 }
 
 // By value for `map_err`.

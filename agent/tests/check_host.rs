@@ -453,8 +453,8 @@ async fn every_broken_host_is_found_out() {
 /// Nothing if the first failure is the one that is expected.
 async fn explains((what, replace, with, expected): &(&str, &str, &str, [&str; 3])) -> Option<String> {
     let python = Python::start(replace, with).await;
-    // No host has to answer in a second; only those that never do are to be found soon.
-    let timeout_seconds = if expected[1] == "did not answer within" { 1 } else { 20 };
+    // No host has to answer in three seconds; only those that never do are to be found soon.
+    let timeout_seconds = if expected[1] == "did not answer within" { 3 } else { 20 };
     let options = Options { max_state_bytes: 1 << 20, timeout_seconds, ..options(python.dir.path()) };
     let (printed, passed) = check(&options).await;
     let first = printed.split("FAIL  ").nth(1).unwrap_or_default().split("\npass").next().unwrap_or_default();

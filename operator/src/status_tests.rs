@@ -166,6 +166,7 @@ fn every_field_that_may_be_absent_is_listed() {
         state_bytes: Some(1),
         last_sync: time.clone(),
         last_handoff: Some(last_handoff.clone()),
+        topology: vec![NodeLabel::default()],
         conditions: conditions.clone(),
     };
     let handoff = crds::HandoffStatus {

@@ -27,7 +27,7 @@ use super::{
 use crate::host::{HostError, Snapshot};
 
 /// For what was sent to have come, or a wrong answer to it.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// Longest answer that is read, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -67,6 +67,7 @@ struct Slow<'a> {
     rest: Bytes,
     body: mpsc::UnboundedSender<io::Result<Frame<Bytes>>>,
     answer: JoinHandle<Result<Answered, HostError>>,
+    within: Duration,
 }
 
 impl<'a> Slow<'a> {
@@ -87,9 +88,7 @@ impl<'a> Slow<'a> {
             let _ = body.unbounded_send(Ok(Frame::data(rest.split_to(length / 2))));
         }
         let asking = ask(subject.socket.clone(), request.map(|request| request.map(|_| StreamBody::new(parts))));
-        let within = subject.within;
-        let asking = async move { timeout(within, asking).await.unwrap_or(Err(HostError::Timeout(within))) };
-        Self { scratch, rest, body, answer: tokio::spawn(asking) }
+        Self { scratch, rest, body, answer: tokio::spawn(asking), within: subject.within }
     }
 
     fn is_answered(&self) -> bool {
@@ -97,18 +96,21 @@ impl<'a> Slow<'a> {
     }
 
     async fn finish(self) -> Exchange<Answered> {
-        let Self { scratch, rest, body, answer } = self;
+        let Self { scratch, rest, body, answer, within } = self;
         // A host that has gone away says so in the answer.
         let _ = body.unbounded_send(Ok(Frame::data(rest)));
         drop(body);
-        let came = answer.await.unwrap_or_else(|error| Err(HostError::Invalid(error.to_string())));
-        scratch.answered(1, came)
+        // Not from the beginning on: else it would end before a freeze that waits for it.
+        let came = timeout(within, answer).await.map_err(|_| HostError::Timeout(within));
+        let came = came.and_then(|ended| ended.map_err(|error| HostError::Invalid(error.to_string())));
+        scratch.answered(1, came.flatten())
     }
 
     async fn break_off(self) {
+        sleep(SETTLE).await;
         let _ = self.body.unbounded_send(Err(io::ErrorKind::BrokenPipe.into()));
         // It has come to nothing, as it should.
-        let _ = self.answer.await;
+        let _ = timeout(self.within, self.answer).await;
         sleep(SETTLE).await;
     }
 }
