@@ -21,7 +21,7 @@ use wire::session::{self, assign_failed::Why, from_agent};
 
 use crate::{
     agent::{Agent, HOST_CALL},
-    host::{HostError, Listed, Snapshot},
+    host::{Describe, HostError, Listed, Snapshot},
     lease::boot_time,
     recover::{self, Leftover},
     release::stopped,
@@ -85,7 +85,7 @@ pub async fn take_up(agent: &Arc<Agent>) -> Vec<Leftover> {
 /// The lease of the run before, if it lives. From then on no call of that run does anything: it may have left a freeze in
 /// the host's socket, or a start.
 async fn told(agent: &Arc<Agent>) -> Option<Told> {
-    if !agent.described.borrow().as_ref().is_some_and(|host| host.can_be_adopted()) {
+    if !agent.described.borrow().as_ref().is_some_and(Describe::can_be_adopted) {
         return None;
     }
     loop {

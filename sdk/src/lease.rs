@@ -79,7 +79,10 @@ impl Lease {
     /// The newest lease, if there was one.
     pub(crate) fn known(&self) -> Option<Known> {
         let given = (*self.given())?;
-        Some(Known { generation: given.generation, deadline: u64::try_from(given.deadline.as_millis()).unwrap_or(u64::MAX) })
+        Some(Known {
+            generation: given.generation,
+            deadline: u64::try_from(given.deadline.as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     /// Lets a call do what it is asked to, unless it is of an earlier agent than the one that speaks now.

@@ -87,7 +87,8 @@ impl Record {
     }
 }
 
-/// What an append is for: decides on whose behalf it is made, and what follows from its success.
+/// What an append is for: decides on whose behalf it is made, and what follows from its success. Adopt is the first of a
+/// restarted agent, with the handoff that brought the server if its epoch has no record yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Purpose {
     Sync,
@@ -97,7 +98,6 @@ pub(super) enum Purpose {
     First { handoff: u8, release: bool },
     Claim,
     ServeGrant { handoff: u8 },
-    /// The first of a restarted agent; with the handoff that brought the server, if its epoch has no record yet.
     Adopt { handoff: u8 },
 }
 
