@@ -100,7 +100,12 @@ async fn told(agent: &Arc<Agent>) -> Option<Told> {
         match told {
             Ok(told) => return Some(told),
             Err(HostError::Refused { .. }) => return None,
-            Err(error) => tracing::warn!(%error, "the host does not say what it was told of leases"),
+            Err(error) => {
+                tracing::warn!(%error, "the host does not say what it was told of leases");
+                if matches!(error, HostError::Invalid(_)) {
+                    return None;
+                }
+            }
         }
         time::sleep(AGAIN).await;
     }

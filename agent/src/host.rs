@@ -1,5 +1,7 @@
 //! The client of the host contract (`docs/host-contract.md`).
 
+mod said;
+
 use std::{
     fmt::Display,
     path::Path,
@@ -13,10 +15,10 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::{Bytes, BytesMut};
-pub use handoff::adopt::Phase as ListedPhase;
 use handoff::{
-    Epoch, Generation, Instant, ServerId, ServerUid,
+    Epoch, Instant, ServerId, ServerUid,
     adopt::Told,
+    ids::LAST,
     source::{Final, Mark, State},
 };
 use http_body_util::{BodyExt, Either, Full};
@@ -30,6 +32,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use self::said::KnownLease;
+pub use self::said::{Describe, HostType, Listed, ListedPhase};
 use crate::{
     connections::{Connections, Lent, SendError},
     gate::Gate,
@@ -107,87 +111,6 @@ pub enum HostError {
 impl From<SendError> for HostError {
     fn from(error: SendError) -> Self {
         Self::Unreachable(error.to_string())
-    }
-}
-
-/// A type of server that the host can run.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HostType {
-    /// Its name.
-    pub name: String,
-    /// Format that it writes.
-    pub state_version: u32,
-    /// Formats that it reads.
-    pub loads: Vec<u32>,
-}
-
-/// What the host says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Describe {
-    contract: u32,
-    /// Which run of the host this is.
-    pub instance: u64,
-    /// What it can run.
-    pub types: Vec<HostType>,
-    /// What it can do besides, by name; others than those known here are for other agents.
-    #[serde(default)]
-    features: Vec<String>,
-}
-
-impl Describe {
-    /// Whether it stops serving by itself when its lease is over.
-    #[must_use]
-    pub fn knows_leases(&self) -> bool {
-        self.has("lease")
-    }
-
-    /// Whether its servers may go on when its agent was restarted: it says what it was told of leases, and takes no late
-    /// call of the agent before.
-    #[must_use]
-    pub fn can_be_adopted(&self) -> bool {
-        self.knows_leases() && self.has("adopt")
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.features.iter().any(|feature| feature == name)
-    }
-}
-
-#[derive(Deserialize)]
-struct KnownLease {
-    generation: Generation,
-    /// Milliseconds of the boot clock.
-    deadline: u64,
-}
-
-/// A server that the host has.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Listed {
-    /// Resource uid.
-    pub uid: ServerUid,
-    /// `namespace/name`.
-    pub server: String,
-    /// Its type.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Ownership term.
-    pub epoch: Epoch,
-    /// Of the lease under which it was started; `None`: the host does not say.
-    #[serde(default)]
-    pub generation: Option<Generation>,
-    /// What it does.
-    pub phase: ListedPhase,
-    /// Count of changes.
-    pub revision: u64,
-}
-
-impl Listed {
-    /// Its name and uid.
-    #[must_use]
-    pub fn id(&self) -> ServerId {
-        let (namespace, name) = self.server.split_once('/').unwrap_or_default();
-        ServerId { namespace: namespace.into(), name: name.into(), uid: self.uid.clone() }
     }
 }
 
@@ -291,6 +214,9 @@ impl HostClient {
     /// The lease that it was told of last; 404 if it was told of none.
     pub async fn told(&self, within: Duration) -> Result<Told, HostError> {
         let KnownLease { generation, deadline } = self.json("/.durable/v1/lease", within).await?;
+        if generation.0 > LAST {
+            return Err(HostError::Invalid(format!("no lease has generation {}", generation.0)));
+        }
         Ok(Told { generation, deadline: Instant(Duration::from_millis(deadline)) })
     }
 

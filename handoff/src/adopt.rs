@@ -8,12 +8,17 @@
 //! Two things must be so before this is asked. No call of the run before may reach the host any more: it may have a
 //! freeze on its way. And no later generation of this pod may have begun: the host is told before one does.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{Epoch, Generation, HandoffId, Instant, Sequence},
     log::{Header, Kind, Writer},
 };
+
+/// No pool has longer leases. A host that says that it was told of more is not believed: it is the app's own program.
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// What a server does in the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,7 +45,7 @@ impl Told {
     /// Whether anything may be served under it.
     #[must_use]
     pub fn lives(&self, now: Instant) -> bool {
-        now < self.deadline
+        now < self.deadline && self.deadline - now <= LONGEST
     }
 }
 

@@ -37,6 +37,8 @@ fn only_what_serves_under_a_living_lease_goes_on() {
         (told, Phase::Frozen, 3, 999, false),
         (told, Phase::Standby, 3, 999, false),
         (None, Phase::Active, 3, 999, false),
+        (Some(Told { generation: Generation(3), deadline: at(601_000) }), Phase::Active, 3, 999, false),
+        (Some(Told { generation: Generation(3), deadline: at(601_000) }), Phase::Active, 3, 1_000, true),
     ];
     for case @ (told, phase, generation, now, expected) in cases {
         assert_eq!(goes_on(told, phase, Generation(generation), at(now)), expected, "{case:?}");

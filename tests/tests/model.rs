@@ -106,7 +106,7 @@ fn leases() {
 
 #[test]
 fn restarts() {
-    holds("handoff, restart", Bounds { handoffs: 1, restarts: 1, ..NONE }, &[]);
+    holds("handoff, write, restart", Bounds { writes: 1, handoffs: 1, restarts: 1, ..NONE }, &[]);
     holds("handoff, lease, restart", Bounds { handoffs: 1, restarts: 1, ..LEASE }, &[]);
     if is_full() {
         let synced = Bounds { writes: 1, syncs: 1, restarts: 1, ..LEASE };
@@ -121,6 +121,7 @@ fn mistakes_about_leases_are_found() {
     is_found(Mutation::OldLeaderAnswers, Bounds { leaders: 1, ..LEASES }, ONE_POD);
     is_found(Mutation::AdoptFrozen, Bounds { handoffs: 1, restarts: 1, ..NONE }, ONE_POD);
     is_found(Mutation::AdoptAnew, Bounds { restarts: 1, ..LEASES }, ONE_POD);
+    is_found(Mutation::AdoptWithoutGrants, Bounds { writes: 1, handoffs: 1, restarts: 1, ..NONE }, ANSWERED);
     is_found(Mutation::OldSilence, Bounds { handoffs: 1, ..LEASE }, ONE_POD);
 }
 

@@ -5,7 +5,7 @@ use stateright::{Model, Property};
 use super::{
     lease::Signs,
     operator::Order,
-    world::{Agent, Append, Call, Kind, Message, Pod, Purpose, World, Writes},
+    world::{Agent, Append, Call, Host, Kind, Message, Pod, Purpose, World, Writes},
 };
 
 /// How often each kind of thing may happen. What is not bounded here is bounded by these.
@@ -76,6 +76,8 @@ pub enum Mutation {
     AdoptFrozen,
     /// A restarted agent has its servers go on under a generation of its own.
     AdoptAnew,
+    /// A restarted agent takes a Grant that the run before had on its way for another's.
+    AdoptWithoutGrants,
     /// The operator puts together grounds that did not hold at once: a granted pod was silent once, and has begun anew.
     OldSilence,
 }
@@ -253,7 +255,9 @@ impl Rules {
         actions.extend(agent.lease.has_news().then_some(Act::Answered(pod)));
         if left.restarts > 0 {
             actions.push(Act::Restart { pod, others: false });
-            actions.extend(agent.serves().is_none().then_some(Act::Restart { pod, others: true }));
+            // Of one that has nothing to end, the generation alone is no matter.
+            let ends = matches!(agent.host, Host::Frozen(_)) || (agent.serves().is_none() && agent.append.is_some());
+            actions.extend(ends.then_some(Act::Restart { pod, others: true }));
         }
         if left.beats > 0 && agent.is_busy() && world.leases_end() {
             actions.extend([true, false].map(|heard| Act::BeatInStore { pod, heard }));

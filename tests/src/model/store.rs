@@ -63,7 +63,11 @@ impl World {
             self.written(rules, pod, append);
             return true;
         };
-        match log::found(&append.authority(), append.record.nonce, &there.header()) {
+        let mut authority = append.authority();
+        if let (log::Authority::Adopted { epoch }, true) = (&authority, rules.mutated(Mutation::AdoptWithoutGrants)) {
+            authority = log::Authority::Owner { epoch: *epoch, granted: None };
+        }
+        match log::found(&authority, append.record.nonce, &there.header()) {
             Found::Ours => self.written(rules, pod, append),
             Found::InTheWay => self.agent_mut(pod).append = Some(step_over(append, &there)),
             Found::Fenced => self.fenced(rules, pod, append, &there),

@@ -87,29 +87,18 @@ impl Record {
     }
 }
 
-/// What an append is for: decides on whose behalf it is made, and what follows from its success.
+/// What an append is for: decides on whose behalf it is made, and what follows from its success. Adopt is the first of a
+/// restarted agent, with the handoff that brought the server if its epoch has no record yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Purpose {
     Sync,
     Release,
-    Grant {
-        handoff: u8,
-    },
-    Insure {
-        handoff: u8,
-    },
-    First {
-        handoff: u8,
-        release: bool,
-    },
+    Grant { handoff: u8 },
+    Insure { handoff: u8 },
+    First { handoff: u8, release: bool },
     Claim,
-    ServeGrant {
-        handoff: u8,
-    },
-    /// The first of a restarted agent; with the handoff that brought the server, if its epoch has no record yet.
-    Adopt {
-        handoff: u8,
-    },
+    ServeGrant { handoff: u8 },
+    Adopt { handoff: u8 },
 }
 
 /// An append whose outcome its agent does not know yet. At most one per agent.
