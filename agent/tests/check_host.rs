@@ -74,7 +74,7 @@ async fn the_python_example_keeps_the_contract() {
     let (printed, passed) = check(&options(python.dir.path())).await;
     assert!(passed, "{printed}");
     assert!(printed.contains("pass  a large state in: 67108864 bytes"), "{printed}");
-    assert_eq!(printed.lines().count(), 24, "{printed}");
+    assert_eq!(printed.lines().count(), 25, "{printed}");
 }
 
 /// The same as the example.
