@@ -104,14 +104,16 @@ pub async fn agent_killed(rooms: &Rooms) -> Result<Broken> {
     let pod = fullest(rooms)?;
     let agent = rooms.processes(&pod)?.0;
     let before = agent.pid;
-    let broken = strike(&pod, &[agent])?;
+    let at = strike(&pod, &[agent])?.at;
     until("its agent runs again", BACK, async || {
         Ok(rooms.processes(&pod).is_ok_and(|(agent, _)| agent.pid != before).then_some(()))
     })
     .await?;
     // What was not taken up would end with the lease that the host was told of.
     sleep(LEASE).await;
-    Ok(Broken { killed: Killed::new(), ..broken })
+    let ended = rooms.ledger.ends_since(at);
+    ensure!(ended == 0, "{ended} servers stopped though their host lived");
+    Ok(Broken { at, ..Broken::default() })
 }
 
 pub async fn forced(rooms: &Rooms) -> Result<Broken> {
