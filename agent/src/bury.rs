@@ -9,27 +9,18 @@ use handoff::{
 };
 use store::{AppendError, Body, Draft, Log, logs};
 use tokio::time::Instant;
-use wire::session::{self, assign_failed::Why, from_agent};
+use wire::session::{self, assign_failed::Why};
 
 use crate::{
-    adopt,
     agent::{APPEND, Agent, Pool},
-    servers::server_id,
-    start::{Failed, Grounds, TRIES, read_failed, refused, report, supersedes},
+    start::{Failed, Grounds, TRIES, begin, read_failed, refused, report, supersedes},
 };
 
 /// Carries out the operator's word about a server that nobody holds, in the background. It is answered as an assignment
 /// is: by `AssignFailed`, which says `Deleted` once the log is closed; or by `Held`, if the server is here all the same.
 pub fn ordered(agent: &Arc<Agent>, order: session::Bury) {
     let Some(assign) = order.assign else { return };
-    let Some(id) = server_id(assign.server.clone()) else { return };
-    if let Some(server) = agent.servers.get(&id.uid) {
-        agent.operator.tell(from_agent::Body::Held(server.report()));
-        return;
-    }
-    if adopt::assigned(agent, &id, &assign) || !agent.starting.begin(&id.uid) {
-        return;
-    }
+    let Some(id) = begin(agent, &assign) else { return };
     let agent = agent.clone();
     tokio::spawn(async move {
         let result = bury(&agent, &id, &assign, order.delete_log).await;

@@ -85,17 +85,21 @@ impl Failed {
     }
 }
 
-/// Carries out an assignment, in the background; the operator hears `Held` or `AssignFailed`.
-pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
-    let Some(id) = server_id(assign.server.clone()) else { return };
+/// The server of an assignment, if it is to be carried out by its log. The operator hears of one that is held; one that goes on
+/// here is taken up; of one that was begun already it hears later.
+pub(crate) fn begin(agent: &Arc<Agent>, assign: &session::Assign) -> Option<ServerId> {
+    let id = server_id(assign.server.clone())?;
     if let Some(server) = agent.servers.get(&id.uid) {
         // A repeat, or the operator does not know yet that it came here by a handoff.
         agent.operator.tell(from_agent::Body::Held(server.report()));
-        return;
+        return None;
     }
-    if adopt::assigned(agent, &id, &assign) || !agent.starting.begin(&id.uid) {
-        return;
-    }
+    (!adopt::assigned(agent, &id, assign) && agent.starting.begin(&id.uid)).then_some(id)
+}
+
+/// Carries out an assignment, in the background; the operator hears `Held` or `AssignFailed`.
+pub fn assigned(agent: &Arc<Agent>, assign: session::Assign) {
+    let Some(id) = begin(agent, &assign) else { return };
     let agent = agent.clone();
     tokio::spawn(async move {
         let result = start(&agent, &id, &assign).await;
