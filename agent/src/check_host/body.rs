@@ -4,7 +4,7 @@ use std::{fmt::Display, io, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use futures::channel::mpsc;
-use http_body_util::{BodyExt, Limited, StreamBody};
+use http_body_util::StreamBody;
 use hyper::{
     Request,
     body::{Body, Frame},
@@ -124,10 +124,8 @@ where
     let stream = UnixStream::connect(socket).await.map_err(|error| lost(&error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| lost(&error))?;
     let connection = tokio::spawn(connection);
-    let answer = sender.send_request(request?).await.map_err(|error| lost(&error));
-    let (head, body) = answer?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|error| HostError::Invalid(format!("the answer's body: {error}")))?.to_bytes();
+    let answer = sender.send_request(request?).await.map_err(|error| lost(&error))?;
+    let answered = Answered::read(answer, MAX_ANSWER).await;
     connection.abort();
-    Ok(Answered::new(&head, &body))
+    answered.map_err(|error| HostError::Invalid(format!("the answer's body: {error}")))
 }

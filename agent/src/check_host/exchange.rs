@@ -1,11 +1,14 @@
 //! One call and what came of it.
 
+use std::error::Error;
+
 use bytes::Bytes;
 use handoff::{
     adopt::Told,
     source::{Final, Mark},
 };
-use hyper::{StatusCode, http::response::Parts};
+use http_body_util::{BodyExt, Limited};
+use hyper::{Response, StatusCode, body::Body};
 
 use super::{
     report::Failure,
@@ -99,14 +102,19 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// What there is to see of it.
-    pub fn new(head: &Parts, body: &[u8]) -> Self {
+    /// Reads it, if its body has no more than so many bytes.
+    pub async fn read<B>(answer: Response<B>, most: usize) -> Result<Self, Box<dyn Error + Send + Sync>>
+    where
+        B: Body<Error: Into<Box<dyn Error + Send + Sync>>>,
+    {
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, most).collect().await?.to_bytes();
         let not_here = head.headers.get(header::NOT_HERE);
-        Self {
+        Ok(Self {
             status: head.status,
             not_here: not_here.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
-            text: String::from_utf8_lossy(body).into_owned(),
-        }
+            text: String::from_utf8_lossy(&body).into_owned(),
+        })
     }
 
     /// Whether it says that the server was not given the request.

@@ -16,7 +16,7 @@ use handoff::{
     adopt::Told,
     source::{Final, Mark, State},
 };
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::{Either, Full};
 use hyper::{Method, Request};
 use tokio::time::timeout;
 
@@ -204,10 +204,9 @@ impl Subject {
 
     async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answered, HostError> {
         let exchange = async {
-            let (head, body) = self.client.forward(request.map(Either::Left)).await?.into_parts();
-            let body = Limited::new(body, MAX_ANSWER).collect().await;
-            let body = body.map_err(|error| HostError::Invalid(format!("the answer's body: {error}")))?.to_bytes();
-            Ok(Answered::new(&head, &body))
+            let answer = self.client.forward(request.map(Either::Left)).await?;
+            let answered = Answered::read(answer, MAX_ANSWER).await;
+            answered.map_err(|error| HostError::Invalid(format!("the answer's body: {error}")))
         };
         let came = timeout(self.within, exchange).await.unwrap_or(Err(HostError::Timeout(self.within)));
         self.tally(&came);

@@ -4,7 +4,7 @@ use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use bytes::Bytes;
 use handoff::source::{Mark, State};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::{Method, Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -152,9 +152,7 @@ impl<'a> Line<'a> {
         let exchange = async {
             self.sender.ready().await.map_err(|_| "the host has closed the connection".to_owned())?;
             let answer = self.sender.send_request(request).await.map_err(|error| error.to_string())?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, SOME_BODY).collect().await.map_err(|error| error.to_string())?.to_bytes();
-            Ok(Answered::new(&head, &body))
+            Answered::read(answer, SOME_BODY).await.map_err(|error| error.to_string())
         };
         let came = timeout(self.subject.within, exchange).await;
         let came = came.unwrap_or_else(|_| Err(HostError::Timeout(self.subject.within).to_string()));
