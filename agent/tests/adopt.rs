@@ -20,8 +20,6 @@ use handoff::{
     adopt::Told,
     log::{Authority, Grantee, Header, Kind, Writer},
 };
-use http_body_util::{Either, Full};
-use hyper::Request;
 use store::{Body, Draft, Log, Memory};
 use support::notes::{self, Note, server};
 use tempfile::TempDir;
@@ -73,14 +71,7 @@ impl Scene {
     }
 
     async fn post(&self, text: &'static str, epoch: u64) -> Option<u16> {
-        let request = Request::post("/")
-            .header("host", "x")
-            .header("durable-server", "ns/a")
-            .header("durable-uid", "u-1")
-            .header("durable-epoch", epoch)
-            .body(Full::new(Bytes::from(text)))
-            .unwrap();
-        self.agent.host.forward(request.map(Either::Left)).await.ok().map(|answer| answer.status().as_u16())
+        notes::post(&self.agent, text, epoch).await
     }
 
     fn log(&self) -> Log {
@@ -129,13 +120,7 @@ impl Scene {
     }
 
     async fn hear(&mut self) -> from_agent::Body {
-        loop {
-            let message = time::timeout(PATIENCE, self.told.recv()).await.unwrap().unwrap();
-            match message.body.unwrap() {
-                from_agent::Body::Status(_) => {}
-                body => return body,
-            }
-        }
+        notes::hear(&mut self.told).await
     }
 
     async fn phase(&self) -> Option<ListedPhase> {
@@ -243,7 +228,7 @@ async fn what_is_frozen_stays_so() {
 #[tokio::test]
 async fn nothing_goes_on_without_a_living_lease_that_the_host_minds_itself() {
     let over = Scene::begin(Duration::from_millis(300), 1).await;
-    time::sleep(Duration::from_millis(350)).await;
+    over.until("its end", async |scene| !scene.agent.host.told(PATIENCE).await.unwrap().lives(boot_time())).await;
     let older = Scene::begin(LONG, 1).await;
     let features = serde_json::json!({ "contract": 1, "instance": 7, "types": [], "features": ["lease"] });
     older.agent.described.send_replace(Some(serde_json::from_value::<Describe>(features).unwrap()));

@@ -90,13 +90,7 @@ impl Scene {
 
     /// The next word about the assigned server.
     async fn hear(&mut self) -> from_agent::Body {
-        loop {
-            let message = time::timeout(PATIENCE, self.told.recv()).await.unwrap().unwrap();
-            match message.body.unwrap() {
-                from_agent::Body::Status(_) => {}
-                body => return body,
-            }
-        }
+        notes::hear(&mut self.told).await
     }
 
     async fn started(&mut self) {
@@ -105,14 +99,7 @@ impl Scene {
     }
 
     async fn post(&self, text: &'static str) -> Option<u16> {
-        let request = Request::post("/")
-            .header("host", "x")
-            .header("durable-server", "ns/a")
-            .header("durable-uid", "u-1")
-            .header("durable-epoch", 1)
-            .body(Either::Left(Full::new(Bytes::from(text))))
-            .unwrap();
-        self.agent.host.forward(request).await.ok().map(|answer| answer.status().as_u16())
+        notes::post(&self.agent, text, 1).await
     }
 
     async fn until(&self, what: &str, mut holds: impl AsyncFnMut(&Self) -> bool) {

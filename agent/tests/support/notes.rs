@@ -1,6 +1,6 @@
 //! A host of one kind of server, and the agent beside it.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use agent::{
     agent::{Agent, Pool},
@@ -10,8 +10,13 @@ use bytes::Bytes;
 use clap::Parser;
 use durable_sdk::{Context, DurableServer, LoadError, ServerName, State};
 use handoff::{ServerId, ServerUid};
+use http_body_util::{Either, Full};
 use hyper::{Request, Response};
 use store::Memory;
+use tokio::{sync::mpsc, time::timeout};
+use wire::session::{FromAgent, from_agent};
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server whose state is what was posted to it last.
 pub struct Note(Bytes);
@@ -58,6 +63,29 @@ pub fn agent(dir: &Path) -> Arc<Agent> {
         "--dir",
         dir.to_str().unwrap(),
     ]))
+}
+
+/// Posts this to the server in this agent's host; the answer's status, if there was one.
+pub async fn post(agent: &Agent, text: &'static str, epoch: u64) -> Option<u16> {
+    let request = Request::post("/")
+        .header("host", "x")
+        .header("durable-server", "ns/a")
+        .header("durable-uid", "u-1")
+        .header("durable-epoch", epoch)
+        .body(Either::Left(Full::new(Bytes::from(text))))
+        .unwrap();
+    agent.host.forward(request).await.ok().map(|answer| answer.status().as_u16())
+}
+
+/// The next that an operator hears of the agent's servers.
+pub async fn hear(told: &mut mpsc::UnboundedReceiver<FromAgent>) -> from_agent::Body {
+    loop {
+        let message = timeout(PATIENCE, told.recv()).await.unwrap().unwrap();
+        match message.body.unwrap() {
+            from_agent::Body::Status(_) => {}
+            body => return body,
+        }
+    }
 }
 
 /// The pool, with its snapshots there.
