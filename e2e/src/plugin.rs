@@ -86,15 +86,20 @@ async fn drained(rooms: &Rooms) -> Result<()> {
     says(rooms, &["drain", &pod]).await?;
     emptied(rooms, |held| held == pod).await?;
     rooms.all_running(SERVERS, LIMIT).await?;
-    let said = says(rooms, &["get"]).await?;
-    ensure!(rows(&said).iter().any(|row| row.starts_with(&pod) && row.ends_with(" Draining 0 0")), "{said}");
+    is_empty(rooms, &pod, "Draining").await?;
     says(rooms, &["undrain", &pod]).await?;
     says(rooms, &["cordon", "--pod", &pod]).await?;
-    let said = says(rooms, &["get"]).await?;
-    ensure!(rows(&said).iter().any(|row| row.starts_with(&pod) && row.ends_with(" Cordoned 0 0")), "{said}");
+    is_empty(rooms, &pod, "Cordoned").await?;
     says(rooms, &["uncordon", "--pod", &pod]).await?;
     let said = says(rooms, &["plan", "rollout"]).await?;
     ensure!(said.contains(&format!("{SERVERS} servers would move")) && said.contains("(pods to come)"), "{said}");
+    Ok(())
+}
+
+/// `get` says that this pod is in this state, and has nothing.
+async fn is_empty(rooms: &Rooms, pod: &str, state: &str) -> Result<()> {
+    let (said, end) = (says(rooms, &["get"]).await?, format!(" {state} 0 0"));
+    ensure!(rows(&said).iter().any(|row| row.starts_with(pod) && row.ends_with(&end)), "no {pod}{end} in\n{said}");
     Ok(())
 }
 

@@ -106,8 +106,8 @@ pub(crate) struct Running {
 
 impl Running {
     /// Answers one call. A server is not given a request before all of its body is here: whoever sends it slowly, or goes
-    /// away in the middle, keeps no server from others, nor from moving. What was begun is finished even if the caller goes away: a handler that was cut off in the
-    /// middle would leave a state that nobody meant.
+    /// away in the middle, keeps no server from others, nor from moving. What was begun is finished even if the caller goes
+    /// away: a handler that was cut off in the middle would leave a state that nobody meant.
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Said> {
         let (parts, body) = request.into_parts();
         let is_control = parts.uri.path().starts_with(control::PREFIX);

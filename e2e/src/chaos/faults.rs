@@ -65,6 +65,13 @@ fn kill_all<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Result<()> {
     pods.into_iter().try_for_each(|pod| process::kill(&process::of_pod(&pod.uid)?))
 }
 
+/// A fault that stops no server, in any pod.
+fn nothing_ended(rooms: &Rooms, at: u64, when: &str) -> Result<Broken> {
+    let ended = rooms.ledger.ends_since(at);
+    ensure!(ended == 0, "{ended} servers stopped {when}");
+    Ok(Broken { at, ..Broken::default() })
+}
+
 /// Waits until every server that this took has begun anew.
 async fn recovered(rooms: &Rooms, broken: &Broken, limit: Duration) -> Result<()> {
     until("all that was struck is served again", limit, async || {
@@ -111,9 +118,7 @@ pub async fn agent_killed(rooms: &Rooms) -> Result<Broken> {
     .await?;
     // What was not taken up would end with the lease that the host was told of.
     sleep(LEASE).await;
-    let ended = rooms.ledger.ends_since(at);
-    ensure!(ended == 0, "{ended} servers stopped though their host lived");
-    Ok(Broken { at, ..Broken::default() })
+    nothing_ended(rooms, at, "though their host lived")
 }
 
 pub async fn forced(rooms: &Rooms) -> Result<Broken> {
@@ -241,9 +246,7 @@ pub async fn operator_killed(rooms: &Rooms) -> Result<Broken> {
 pub async fn operator_rolled(rooms: &Rooms) -> Result<Broken> {
     let at = now();
     rooms.cluster.restart(SYSTEM, OPERATOR).await?;
-    let ended = rooms.ledger.ends_since(at);
-    ensure!(ended == 0, "{ended} servers stopped while the operator was replaced");
-    Ok(Broken { at, ..Broken::default() })
+    nothing_ended(rooms, at, "while the operator was replaced")
 }
 
 pub async fn api_server_stopped(rooms: &Rooms) -> Result<Broken> {
@@ -261,9 +264,7 @@ async fn away(rooms: &Rooms, process: &'static str) -> Result<Broken> {
     sleep(AWAY).await;
     drop(stopped);
     rooms.cluster.answers().await?;
-    let ended = rooms.ledger.ends_since(at);
-    ensure!(ended == 0, "{ended} servers stopped while {process} was away");
-    Ok(Broken { at, ..Broken::default() })
+    nothing_ended(rooms, at, &format!("while {process} was away"))
 }
 
 /// All pods are to be replaced, and nothing can be written: a new pod is not ready then, so the old ones stay.
